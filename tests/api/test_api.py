@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,3 +191,51 @@ def test_advise_returns_what_the_command_prints(tiny: Path, rows: Path) -> None:
     assert {each["name"] for each in found["strategies"]} >= {"lora", "full"}
     with pytest.raises(hfstrat.UserError, match="tmie: no such option; did you mean time"):
         hfstrat.advise(str(tiny), str(rows), tmie="2h")
+
+
+SCRIPT = """
+import json, sys
+import hfstrat
+run = hfstrat.train(json.loads(sys.argv[1]))
+print("loss", run.metrics["loss"])
+"""
+
+
+@pytest.mark.slow
+def test_a_script_of_two_processes_ends_in_one_result(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """The second process waits until the first has verified the result."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    recipe = {"model": str(tiny), "strategy": "full", "data": str(rows), "output_dir": str(tmp_path / "run")} | SHORT
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    ended = subprocess.run(
+        [sys.executable, *words, str(script), json.dumps(recipe)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(hfstrat.__file__).parents[1])},
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    losses = {line for line in ended.stdout.splitlines() if line.startswith("loss")}
+    assert len(losses) == 1
+    assert hfstrat.load(tmp_path / "run").report.finished.verified
+
+
+def test_an_interruption_from_python_saves_the_step(tiny: Path, rows: Path, tmp_path: Path) -> None:
+    """As with the command; afterwards the handlers of signals are those from before."""
+
+    class Stop(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    call: dict[str, Any] = {"model": str(tiny), "strategy": "full", "train_dataset": str(rows), **SHORT}
+    with pytest.raises(KeyboardInterrupt, match=r"resumes from .*checkpoint-2"):
+        hfstrat.train(output_dir=str(tmp_path / "run"), callbacks=[Stop()], **call)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert hfstrat.train(output_dir=str(tmp_path / "run"), **call).report.finished.resumed_from

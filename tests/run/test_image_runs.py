@@ -340,6 +340,23 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("model.pooling", {"model": {"pooling": "mean"}}, "model.pooling: it is for models of text"),
     ("evaluation.metrics", {"evaluation": {"metrics": ["f1"]}}, "evaluation.metrics: it is for models that generate text"),
     ("packing", {"training": {"packing": True}}, "training.packing: true"),
+    (
+        "dense packing",
+        {"training": {"packing": "dense", "global_batch_tokens": 4096, "global_batch_size": 16}},
+        "training.packing: dense: examples of image-classification are not packed",
+    ),
+    (
+        "grouping",
+        {"training": {"train_sampling_strategy": "group_by_length"}},
+        "group_by_length: images have no length",
+    ),
+    ("class numbers", {"training": {"class_weights": {0: 1.0, 1: 5.0}}}, "'0' is no class of the data"),
+    ("contrast", {"strategy": {"name": "head", "contrastive": True}}, "it compares texts, and image-classification has none"),
+    (
+        "muon for a head",
+        {"strategy": {"name": "head", "solver": "trainer"}, "training": {"optim": "muon"}},
+        "muon updates matrices of hidden layers",
+    ),
     ("head.pooling", {"strategy": {"name": "head", "pooling": "mean"}}, "strategy.pooling: mean: a model for image-class"),
     ("head.mlp", {"strategy": {"name": "head", "head": "mlp"}}, "strategy.head: mlp: a model for image-classification"),
     ("head.layer", {"strategy": {"name": "head", "layer": 7}}, "strategy.layer: given 7, but this model has 3 layers"),

@@ -242,11 +242,26 @@ def test_a_run_that_a_bad_row_ended_resumes_without_it(
     assert same_weights(weights(tmp_path / "run"), weights(tmp_path / "clean"))
 
 
-def test_evaluate_repeats_the_numbers_of_a_streamed_run(recipe: Callable[..., Any], tmp_path: Path) -> None:
+def test_evaluate_repeats_the_numbers_of_a_streamed_run(recipe: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
+    """And takes another file, and fewer rows."""
     report = run(recipe(*SHUFFLED, "training.max_steps=2"))
     found = evaluate(Request(str(tmp_path / "run")))
+    fewer = evaluate(Request(str(tmp_path / "run"), overrides=["evaluation.max_rows=3", "evaluation.samples=0"]))
+    assert fewer["measured"][ROWS]["rows"] == 3
+    others = evaluate(Request(str(tmp_path / "run"), data=str(rows), overrides=["evaluation.samples=0"]))
+    assert others["measured"][ROWS]["rows"] > 20
     assert found["measured"][ROWS]["after"] == report["result"]["measured"][ROWS]["after"]
     assert [row["after"] for row in found["answers"]] == [row["after"] for row in report["result"]["answers"]]
+
+
+def test_evaluating_fewer_rows_is_the_same_stream(recipe: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
+    """Rows of the evaluation file that are not evaluated are not trained on either, so a resumed run may evaluate fewer."""
+    held = tmp_path / "eval.jsonl"
+    held.write_text("".join(rows.read_text().splitlines(keepends=True)[:12]))
+    settings = [*STREAM, f"data.eval={held}", "training.save_steps=2"]
+    run(recipe(*settings, "training.max_steps=2"))
+    resumed = run(recipe(*settings, "training.max_steps=4", "evaluation.max_rows=5"))
+    assert resumed["result"]["steps"] == 4
 
 
 @pytest.mark.parametrize("command", ["compare", "tune"])
