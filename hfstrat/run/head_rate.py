@@ -6,13 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hfstrat.errors import UserError
+from hfstrat.recipe.format import plural
 from hfstrat.tasks import TASKS
 
 if TYPE_CHECKING:
     from hfstrat.models.load import Base
     from hfstrat.recipe.schema import Recipe
     from hfstrat.strategies.base import Prepared
+    from hfstrat.trainer.plan import Plan
 
+FEW_STEPS = 100
 OF_PEFT = "base_model.model."  # before the names of a model's parameters
 
 
@@ -44,6 +47,17 @@ def with_head_rate(recipe: Recipe, base: Base, prepared: Prepared) -> Prepared:
         return (given(name) if given else 1.0) * (share if plain.startswith(modules) else 1.0)
 
     return replace(prepared, trainer_kwargs={**prepared.trainer_kwargs, "rate_of": rate_of})
+
+
+def remarks(recipe: Recipe, base: Base, plan: Plan) -> list[str]:
+    """A warning where a new head is trained for so few steps that it stays near chance (benchmarks/results/few_rows.md)."""
+    if not base.new_modules or plan.steps >= FEW_STEPS:
+        return []
+    epochs = -(-FEW_STEPS * plan.global_batch_size // max(1, plan.rows))
+    return [
+        f"{'warning':<9} {plural(plan.steps, 'step')} for a head with random weights: often too few to learn the labels; "
+        f"training.num_train_epochs={epochs} gives {FEW_STEPS}, and `hfstrat advise --write` proposes a learning rate"
+    ]
 
 
 def words(recipe: Recipe, base: Base) -> str:

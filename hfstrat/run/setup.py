@@ -126,13 +126,16 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     for line in (*lines, f"{'batches':<9} {batches.line}", *(baselines.lines() if baselines else [])):
         screen.print(line)
 
+    is_solved = getattr(built.model, "is_solved", False)
+    for line in head_rate.remarks(recipe, base, plan) if not is_solved else []:
+        screen.print(line)
     rows = replace(built.data, train=batches.rows, collate=batches.collate, plan=plan)
     prepared = head_rate.with_head_rate(recipe, base, strategy.prepare(built.model, rows))
     prepared.data, data = objective.prepare(recipe, built.model, prepared.data, data)
     prepared.trainer_class = prepared.trainer_class or objective.trainer_class
     for line in (*resume.cache_remarks(checkpoint, stored), *([simple_models.line(simple, task)] if simple else [])):
         screen.print(line)
-    if recipe.training.optim == muon.NAME and not getattr(built.model, "is_solved", False):
+    if recipe.training.optim == muon.NAME and not is_solved:
         muon.check(built.model)
     lock = output_dir.claim(recipe, overwrite) if world.is_main_process else None
     with output_dir.unlocked_on_error(lock):

@@ -25,13 +25,15 @@ STRATEGIES = {
 def rates_of(tmp_path: Path, bodies: Any) -> Any:
     """The peak learning rate of each trainable parameter, by its name."""
 
-    def get(family: str, strategy: str, *overrides: str) -> dict[str, float]:
+    def get(family: str, strategy: str, *overrides: str, creates: bool = True) -> dict[str, float]:
         recipe = str(write_recipe(tmp_path, bodies(family), labeled(tmp_path)))
         keys = [f"strategy={strategy}", f"training.learning_rate={RATE}", "model.dtype=float32", "evaluation.baselines=false"]
         world: Any = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
         job = setup.set_up(load_recipe(recipe, [*keys, *overrides]), world, overwrite=True)
         assert job.lock is not None
         job.lock.close()
+        if not creates:
+            return {}
         job.trainer.create_optimizer_and_scheduler(10)
         groups = job.trainer.optimizer.param_groups
         assert groups[0]["initial_lr"] == RATE  # the one that Trainer logs
@@ -52,6 +54,19 @@ def test_only_new_parameters_have_the_rate_of_the_head(rates_of: Any, family: st
         is_head = key.removeprefix("base_model.model.").startswith(head)
         assert rate == pytest.approx(plain[key] * (HEAD / RATE if is_head else 1)), key
     assert max(found.values()) == pytest.approx(HEAD)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "steps", "warns"),
+    [("full", 9, True), ("full", 100, False), ("head", 9, False), ("{name: head, then: full}", 9, False)],
+)
+def test_too_few_steps_for_a_new_head_are_said(
+    rates_of: Any, capsys: pytest.CaptureFixture[str], strategy: str, steps: int, warns: bool
+) -> None:
+    """Not for a head that is solved."""
+    rates_of("bert", strategy, f"training.max_steps={steps}", "training.num_train_epochs=null", creates=False)
+    said = capsys.readouterr().out
+    assert ("9 steps for a head with random weights" in " ".join(said.split())) == warns
 
 
 def test_where_there_is_no_new_head_it_is_refused(rates_of: Any, tmp_path: Path, bodies: Any) -> None:
