@@ -69,6 +69,11 @@ def pick(family: str, wanted: int, vocab_size: int | None, positions: int, given
         if error <= NEAR and (found is None or score < found[0]):
             found = score, settings
     if found is None:
+        if vocab_size is None and not nearest[1]:
+            raise UserError(
+                f"strategy.parameters: {readable(wanted)} are too few for any shape of {family} with this config; give more, "
+                "or another strategy.config"
+            )
         if vocab_size is None:
             raise UserError(
                 f"strategy.parameters: no {family} with this config has about {readable(wanted)} parameters; the "

@@ -13,6 +13,7 @@ from helpers.images import CLASSES, FAMILIES, SIZE, folder_of_classes, image_rec
 from helpers.runs import folder_of, run, stop_at, weights
 
 from hfstrat.errors import RunError, UserError
+from hfstrat.models import random_init
 from hfstrat.recipe.load import load_recipe
 
 SCRATCH: dict[str, Any] = {
@@ -380,6 +381,11 @@ def test_wrong_settings_are_answered(
         trained(tmp_path, model_of(), images, *overrides, **more)
     assert case[2] in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_number_of_parameters_that_no_shape_has_is_refused() -> None:
+    with pytest.raises(UserError, match="strategy.parameters: 200 are too few for any shape of vit"):
+        random_init.pick("vit", 200, None, 0, {})
 
 
 def test_a_model_of_text_is_refused(images: Path, tmp_path: Path, tiny: Path) -> None:
