@@ -384,7 +384,7 @@ def test_wrong_settings_are_answered(
 
 
 def test_a_number_of_parameters_that_no_shape_has_is_refused() -> None:
-    with pytest.raises(UserError, match="strategy.parameters: 200 are too few for any shape of vit"):
+    with pytest.raises(UserError, match=r"strategy\.parameters: 200 are too few for any shape of vit"):
         random_init.pick("vit", 200, None, 0, {})
 
 
