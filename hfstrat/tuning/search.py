@@ -107,7 +107,7 @@ class Search:
     def completing(self) -> float:
         """Seconds that a candidate trained as the final run needs after training, before anything is measured."""
         ready = float(self.store.get("ready", 0.0)) or LOADING
-        again = LOADING if self.setting.others is not None else 0.0  # the result is loaded to be measured on other rows
+        again = VERIFYING * ready if self.setting.others is not None else 0.0  # the result is loaded and measured on other rows
         return RESERVE * (self.setting.finishing + VERIFYING * ready + again) + SAVING
 
     def finishing(self, trial: Trial, rung: Rung) -> float:
