@@ -51,9 +51,7 @@ def train(
         UserError: a mistake, before anything is written.
         RunError: training failed; `code` is the exit code of the command.
     """
-    for callback in callbacks:
-        if not isinstance(callback, callback_class()):
-            raise UserError(f"callbacks: {callback!r}; expected objects of subclasses of transformers.TrainerCallback")
+    check_callbacks(callbacks)
     loaded = loaded_recipe(recipe, model, tokenizer, train_dataset, eval_dataset, overrides)
     folder = Path(loaded.recipe.output_dir).expanduser()
     if not overwrite and is_finished(folder, loaded):
@@ -83,10 +81,15 @@ def wait_for_report(folder: Path) -> None:
         raise RunError(f"{folder}: the run did not finish ({status}); the first process has the reason")
 
 
-def callback_class() -> Any:
+def check_callbacks(callbacks: Sequence[Any]) -> None:
+    """Raises UserError for what is no callback."""
+    if not callbacks:
+        return
     from transformers import TrainerCallback
 
-    return TrainerCallback
+    for callback in callbacks:
+        if not isinstance(callback, TrainerCallback):
+            raise UserError(f"callbacks: {callback!r}; expected objects of subclasses of transformers.TrainerCallback")
 
 
 def is_finished(folder: Path, loaded: Loaded) -> bool:
@@ -208,19 +211,19 @@ def compare(
     from hfstrat.comparison import compare as comparison
     from hfstrat.engine.entries import Request, parse_budget
 
-    sources = [inputs.data_source(each, name) for each, name in ((data, "data"), (eval_data, "eval_data"))]
+    train_data, held_out = inputs.data_source(data, "data"), inputs.data_source(eval_data, "eval_data")
     folder, files = Path(output), files_of(recipes)
     request = Request(
         files,
         measure.flat(overrides or {}),
         model,
-        sources[0],
-        None if strategies is None else names(strategies, "strategies"),
+        train_data,
+        names(strategies, "strategies"),
         task,
         parse_budget(text(budget, "budget", "10min")),
         seeds,
         folder,
-        sources[1],
+        held_out,
         None,
         retry,
     )
@@ -261,18 +264,18 @@ def tune(
     from hfstrat.tuning import tune as tuning
     from hfstrat.tuning.options import Options, parse_time
 
-    sources = [inputs.data_source(each, name) for each, name in ((data, "data"), (eval_data, "eval_data"))]
+    train_data, held_out = inputs.data_source(data, "data"), inputs.data_source(eval_data, "eval_data")
     folder, files = Path(output_dir).expanduser().absolute(), files_of(recipes)
-    keys = space.parse_keys(None if search is None else names(search, "search"))
+    keys = space.parse_keys(names(search, "search"))
     options = Options(
         files,
         measure.flat(overrides or {}),
         model,
-        sources[0],
-        None if strategies is None else names(strategies, "strategies"),
+        train_data,
+        names(strategies, "strategies"),
         task,
         parse_time(text(time, "time", "30min")),
-        sources[1],
+        held_out,
         keys,
         str(folder),
         seed,
@@ -291,8 +294,10 @@ def files_of(recipes: str | Path | Sequence[str | Path]) -> list[str]:
     return [str(one) for one in listed]
 
 
-def names(value: str | Sequence[str], key: str) -> str:
+def names(value: str | Sequence[str] | None, key: str) -> str | None:
     """Names as the command takes them, with commas. Raises UserError."""
+    if value is None:
+        return None
     listed = [value] if isinstance(value, str) else list(value)
     if not all(isinstance(one, str) for one in listed):
         raise UserError(f"{key}: {value!r}; expected names, as a list or with commas")

@@ -28,7 +28,7 @@ def _switch(value: Any) -> Any:
 class Images(Section):
     """How images become inputs of the model. Their mean and spread are those of the model's image processor.
 
-    Augmentation draws its random changes anew in each epoch, from the seed, the epoch and the row alone.
+    The random changes of augmentation depend on the seed, the epoch and the row alone.
     """
 
     image_size: int | None = Field(

@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hfstrat.recipe.data import SHUFFLE_BUFFER
 from hfstrat.recipe.section import seconds
 
 RENAMED: dict[str, dict[str, str]] = {  # a section or a strategy: its old names and those of today
@@ -85,11 +84,7 @@ MAY_CHANGE = {  # keys; those that end with a dot are sections
     *(f"training.{key}" for key in _TRAINING),
     *(f"training.extra.{key}" for key in _EXTRA),
 }
-ABSENT = {  # what earlier versions did, which did not have these keys
-    "objective.name": "sft",
-    "data.shuffle_buffer": SHUFFLE_BUFFER,
-    "data.bad_rows": "error",
-}
+ABSENT = {"objective.name": "sft"}  # what earlier versions did, which did not have these keys
 SILENT = ("output_dir", "hub.", "training.resume_from_checkpoint")  # changes that are not reported
 
 

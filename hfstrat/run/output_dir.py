@@ -46,12 +46,17 @@ def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
         raise UserError(f"output_dir: {folder} is in use by another run; name another folder") from None
     with unlocked_on_error(lock):
         if overwrite:
-            for path in (path for pattern in OURS for path in folder.glob(pattern)):  # other files are kept
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            clear(folder)
         elif (folder / "report.json").is_file():  # the run continues, so this is no longer its end
             (folder / "report.json").replace(folder / EARLIER)
         write_recipe(recipe)
     return lock
+
+
+def clear(folder: Path) -> None:
+    """Remove a run, or half of one, from its folder; other files are kept."""
+    for path in (path for pattern in OURS for path in folder.glob(pattern)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_recipe(recipe: Recipe) -> None:

@@ -230,7 +230,7 @@ def run_direct(spec: Spec) -> dict[str, Any]:
 
     begun = plan.with_suffix(".begun")
     if not begun.is_file():  # another candidate was trained here and failed
-        clear(folder)
+        output_dir.clear(folder)
         begun.touch()
     finished = report.read(folder) if report.status(folder) == "done" else None  # killed before its answer was written
     finished = finished or train.run(loaded, before_training=limit)
@@ -311,7 +311,7 @@ def run_final(spec: Spec) -> dict[str, Any]:
     folder = Path(loaded.recipe.output_dir).expanduser()
     wait_for(folder)
     if report.status(folder) != "done" or not same_recipe(folder, loaded.recipe.model_dump()):
-        clear(folder)
+        output_dir.clear(folder)
         if spec.checkpoint is not None:
             adopt(Path(spec.checkpoint), folder, loaded.recipe.model_dump())
         train.run(loaded)
@@ -324,13 +324,6 @@ def run_final(spec: Spec) -> dict[str, Any]:
         found = read_json(file)["measured"][ROWS]
         answer |= {"others": found["after"][metric], "other_rows": found["rows"]}
     return answer | {"seconds": time.monotonic() - started}
-
-
-def clear(folder: Path) -> None:
-    """Remove an earlier result, or half of one."""
-    for pattern in output_dir.OURS:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def same_recipe(folder: Path, recipe: dict[str, Any]) -> bool:

@@ -33,11 +33,9 @@ DROPOUT = "strategy={name: lora, r: 4, lora_dropout: 0.1}"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs without verification in a fresh process; signal handlers as in a separate process."""
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signals.listen(None)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with signals.restored():
+        signals.listen(None)
+        yield
     signals._received.first = None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,11 +35,9 @@ DROPOUT = "strategy={name: lora, r: 4, lora_dropout: 0.1}"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs without verification in a fresh process; signal handlers as in a separate process."""
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signals.listen(None)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with signals.restored():
+        signals.listen(None)
+        yield
     signals._received.first = None
 
 
