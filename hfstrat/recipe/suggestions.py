@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -24,6 +25,7 @@ Names = dict[str, str]
 """The names of the sections that are one of several: {strategy: lora, objective: dpo}."""
 
 
+@cache
 def sections_of(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[type[BaseModel]]]:
     """Every section of the recipe by its path; `strategy` and `objective` have several classes."""
     found: dict[tuple[str, ...], list[type[BaseModel]]] = {prefix: [model]}

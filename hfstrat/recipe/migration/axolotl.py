@@ -301,6 +301,7 @@ def _strategy(draft: Draft) -> None:
         raise UserError(f"adapter: {adapter}: not converted; expected lora or qlora")
     if adapter:
         draft.put("strategy.name", "lora", "adapter")
+        shared.continued(draft)
         draft.drop("strategy.patterns", "an adapter is trained; strategy.modules_to_save names whole modules")
         if draft.value("strategy.target_modules") is None and not draft.given.get("lora_target_linear"):
             draft.look("lora_target_linear", "no modules are named: all linear layers get an adapter")

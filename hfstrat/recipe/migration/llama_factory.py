@@ -199,6 +199,7 @@ def _strategy(draft: Draft) -> None:
     draft.put("strategy.name", STRATEGIES[kind], key)
     if kind == "lora":
         draft.suppose("strategy.r", 8)
+        shared.continued(draft)
     layers = whole(draft.take("freeze_trainable_layers", 2))
     modules, more = draft.take("freeze_trainable_modules", "all"), draft.take("freeze_extra_modules")
     if kind == "freeze":

@@ -177,7 +177,17 @@ def apply(draft: Draft, rules: Rules) -> None:
         elif isinstance(outcome, Off):
             draft.same(key, outcome.why)
         else:
-            draft.put(rule.targets[0], outcome, key)
+            _put_once(draft, rule.targets[0], outcome, key)
+
+
+def _put_once(draft: Draft, target: str, value: Any, key: str) -> None:
+    """Put a value; where another key has set the same target, the later one wins, and a note says so."""
+    before = draft.entries.get(target)
+    if before is not None and before.key and before.value != value:
+        draft.look(before.key, f"{key} sets {target} too, and is used")
+    elif before is not None and before.key:
+        draft.same(before.key, f"{key} says the same")
+    draft.put(target, value, key)
 
 
 def number(value: Any) -> Any:

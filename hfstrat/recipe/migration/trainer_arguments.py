@@ -25,6 +25,7 @@ from hfstrat.recipe.migration.rules import (
     whole,
 )
 from hfstrat.recipe.schema import Optimizer, Schedule, Tracker
+from hfstrat.recipe.strategies import OF_THE_ADAPTER
 
 CONFIGS = "distribution is not part of a recipe: `hfstrat train RECIPE --num-processes N --accelerate-config "
 OPTIMIZERS = {name: name for name in get_args(Optimizer)} | {
@@ -272,6 +273,13 @@ def packed(draft: Draft, key: str, batch_size: int, default_length: int) -> None
         f"a packed batch of {batch_size} rows is a step of {batch_size * length:,} tokens: training.packing: dense; no example "
         "is cut, and a model that cannot keep packed examples apart is refused",
     )
+
+
+def continued(draft: Draft) -> None:
+    """Drop the shape of a new adapter where training continues from an existing one."""
+    if draft.value("strategy.adapter"):
+        for key in OF_THE_ADAPTER:
+            draft.drop(f"strategy.{key}", "an existing adapter has its own")
 
 
 def quantized(draft: Draft, four: bool, eight: bool, kind: str, double: bool, key: str) -> None:

@@ -284,7 +284,8 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
     shared.intervals(draft)
     if draft.take("eval_strategy", "no") != "no" and draft.value("data.eval_size") is None:
         draft.suppose("data.eval_split", "test")
-    answers = draft.value("objective.num_generations") or 8
+    answers = draft.value("objective.num_generations")
+    answers = answers if isinstance(answers, int) and answers > 0 else 8
     batch = shared.batch(draft, processes, "per_device_train_batch_size", 8, answers if objective == "grpo" else 1)
     if draft.take("packing") and objective == "sft":
         shared.packed(draft, "packing", batch, 1024)
