@@ -30,16 +30,16 @@ def sections_of(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tu
     """Every section of the recipe by its path; `strategy` and `objective` have several classes."""
     found: dict[tuple[str, ...], list[type[BaseModel]]] = {prefix: [model]}
     for name, field in model.model_fields.items():
-        for cls in UNIONS[name].values() if name in UNIONS else _sections(field.annotation):
-            for path, inner in sections_of(cls, (*prefix, name)).items():
+        for cls in UNIONS[name].values() if name in UNIONS else sections_in(field.annotation):
+            for path, inner in sections_of(cls, (*prefix, name)).items():  # type: ignore[arg-type]
                 found.setdefault(path, []).extend(inner)
     return found
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field may be, or that it is a list of."""
     if get_origin(annotation) is not None:
-        return [section for one in get_args(annotation) for section in _sections(one)]
+        return [section for one in get_args(annotation) for section in sections_in(one)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
@@ -174,7 +174,7 @@ def instead(path: tuple[str, ...], value: Any, kinds: set[str], field: FieldInfo
         return "remove the key to get its default" if field is None or not field.is_required() else ""
     if value == -1 and field is not None and field.default is None:
         return "remove the key to set none"
-    if field is not None and len(path) > 1 and not isinstance(value, list | dict) and (sections := _sections(field.annotation)):
+    if field is not None and len(path) > 1 and not isinstance(value, list | dict) and (sections := sections_in(field.annotation)):
         return _in_section(".".join(path), value, sections[0])
     if isinstance(value, str):
         return _for_text(value, kinds, field)
@@ -204,7 +204,7 @@ def _for_text(value: str, kinds: set[str], field: FieldInfo | None) -> str:
         return f"write {SWITCHES[value.lower()]}, without quotes"
     if kinds & {"int_type", "float_type"} and (number := _number(value)):
         return number
-    if "literal_error" in kinds and field is not None and (near := nearest(value, _choices(field.annotation))):
+    if "literal_error" in kinds and field is not None and (near := nearest(value, choices_of(field.annotation))):
         return f"did you mean '{near}'?"
     return f"write a list: [{value}]" if "list_type" in kinds else ""
 
@@ -216,7 +216,7 @@ def nearest(value: str, choices: list[str]) -> str | None:
     return next(iter(longer or get_close_matches(value, choices, n=1, cutoff=0.5)), None)
 
 
-def _choices(annotation: Any) -> list[str]:
+def choices_of(annotation: Any) -> list[str]:
     options = [annotation, *get_args(annotation)]
     return [str(arg) for option in options if get_origin(option) is Literal for arg in get_args(option)]
 
@@ -253,5 +253,5 @@ def in_words(annotation: Any) -> str:
         return f"a list, each {in_words(args[0])}"
     if origin is dict:
         return "a mapping"
-    names = list(annotation.model_fields) if _sections(annotation) else []
+    names = list(annotation.model_fields) if sections_in(annotation) else []
     return f"a mapping of keys ({', '.join(names)})" if 0 < len(names) <= FEW else "a mapping of keys"
