@@ -1,6 +1,7 @@
 # make quickstart   install, fetch the demo model, build the demo data, fine-tune, show what changed
 # make test         install and run the tests
 # make check        ruff, types, tests
+# make docs         the documentation as a site, into site/
 # make test-deepspeed, make test-extras   what needs packages that nothing else does; they install them
 # make soak         200 kills, each survived bit for bit
 # make bench        the benchmarks, into benchmarks/results/
@@ -21,7 +22,7 @@ ZERO   := .deepspeed
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart install test test-slow test-gpu test-deepspeed test-extras deepspeed extras soak lint types check bench clean
+.PHONY: quickstart install test test-slow test-gpu test-deepspeed test-extras deepspeed extras soak lint types check docs bench clean
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/hfstrat train recipes/quickstart.yaml --overwrite
@@ -33,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,vision,dev]'
+	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,vision,docs,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed
@@ -101,6 +102,10 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+# warnings, such as a broken link, are errors
+docs: $(VENV)/.installed
+	PYTHONPATH=$(CURDIR) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 check: lint types test
 
 bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
@@ -143,4 +148,4 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.images
 
 clean:
-	rm -rf $(VENV) $(ZERO) runs data models dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ZERO) site runs data models dist .pytest_cache .mypy_cache .ruff_cache

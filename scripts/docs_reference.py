@@ -26,8 +26,8 @@ from hfstrat.recipe.migration.rules import Gone, Rule
 from hfstrat.recipe.schema import UNIONS, Recipe
 
 INTRODUCTION = {
-    "keys": "Every key of a recipe, from the schema of this version (`hfstrat schema` prints it as JSON). Keys are written with "
-    "their sections: `strategy.r` is `r` in `strategy:`.",
+    "keys": "Every key of a recipe, from the schema of this version (`hfstrat schema` prints it as JSON). Keys are "
+    "written with their sections: `strategy.r` is `r` in `strategy:`.",
     "commands": "Every command and option, from the command line of this version.",
 }
 EXAMPLES = {  # of keys whose examples cannot be found in a bundled recipe, a type or a description
@@ -49,6 +49,8 @@ EXAMPLES = {  # of keys whose examples cannot be found in a bundled recipe, a ty
     "strategy.modules_to_save": ["lm_head"],
     "strategy.gradual_unfreezing": {"every": 0.1},
     "strategy.gradual_unfreezing.every": 0.1,
+    "strategy.hidden_states.layers": [[4, 2]],
+    "objective.rewards.kwargs": {"limit": 200},
     "training.class_weights": "balanced",
     "training.extra": {"adam_beta2": 0.95},
     "evaluation.regex": "#### (-?[0-9]+)",
@@ -56,6 +58,7 @@ EXAMPLES = {  # of keys whose examples cannot be found in a bundled recipe, a ty
     "evaluation.choices": ["arc.jsonl"],
     "evaluation.lm_eval": ["arc_easy"],
     "evaluation.include_path": "my_tasks",
+    "hub": {"push_to_hub": True, "repo_id": "me/my-model"},
     "hub.repo_id": "me/my-model",
     "hub.revision": "main",
     "output_dir": "runs/mine",
@@ -87,7 +90,7 @@ def _heading(path: tuple[str, ...], cls: type[BaseModel]) -> str:
     return f"`{'.'.join(path)}`{suffix}"
 
 
-def keys() -> Iterator[Key]:
+def every_key() -> Iterator[Key]:
     """Every key, once per section class."""
     for _, path, cls in sections():
         for name, field in cls.model_fields.items():
@@ -121,7 +124,9 @@ def value_of(key: Key) -> str:
     """The values that a key takes, in words; each mapping once."""
     if "." not in key.path and key.path in suggestions.IN_SHORT:
         return suggestions.IN_SHORT[key.path]
-    text = re.sub(r"a mapping of keys \([^)]*\)", "a mapping", suggestions.expected(key.field)).replace("a mapping of keys", "a mapping")
+    text = re.sub(r"a mapping of keys \([^)]*\)", "a mapping", suggestions.expected(key.field)).replace(
+        "a mapping of keys", "a mapping"
+    )
     return " or ".join(dict.fromkeys(text.split(" or ")))
 
 
@@ -155,18 +160,23 @@ def example_of(key: Key) -> Any:
     """A value of the key: from the field, the table above, a bundled recipe, its description or its type."""
     if key.field.examples:
         return key.field.examples[0]
-    if key.path in EXAMPLES:
-        return EXAMPLES[key.path]
+    path = re.sub(r"^strategy\.teacher\.", "model.", re.sub(r"^strategy\.(student|then)\.", "strategy.", key.path))
+    if path in EXAMPLES:
+        return EXAMPLES[path]
     if (found := _of_recipes().get((key.path, key.section.__name__), PydanticUndefined)) is not PydanticUndefined:
         return found
     return _of_type(key.field)
 
 
 def _of_type(field: FieldInfo) -> Any:
-    choices = [choice for choice in suggestions.choices_of(field.annotation) if choice != str(field.default)]
-    if choices:
-        return choices[0]
     options = [option for option in (field.annotation, *get_args(field.annotation)) if option is not type(None)]
+    lists = [option for option in options if get_origin(option) is list]
+    if lists and not suggestions.sections_in(lists[0]):
+        return suggestions.choices_of(get_args(lists[0])[0])[:1] or (["text"] if get_args(lists[0])[0] is str else [])
+    if any(get_origin(option) is dict or option is dict for option in options):
+        return {}
+    if choices := [choice for choice in suggestions.choices_of(field.annotation) if choice != str(field.default)]:
+        return choices[0]
     for kind, value in ((bool, field.default is not True), (int, _number(field)), (float, _number(field)), (str, "text")):
         if kind in options:
             return value
@@ -174,9 +184,7 @@ def _of_type(field: FieldInfo) -> Any:
     if inner is not None:
         required = {name: _of_type(one) for name, one in inner.model_fields.items() if one.is_required()}
         return required or {name: _of_type(one) for name, one in list(inner.model_fields.items())[:1]}
-    if any(get_origin(option) is list for option in options):
-        return []
-    return {} if any(get_origin(option) is dict for option in options) else field.default
+    return field.default
 
 
 def _number(field: FieldInfo) -> Any:
@@ -209,7 +217,9 @@ def _collect(path: str, cls: type[BaseModel], given: dict[str, Any]) -> None:
         RECIPES.setdefault((dotted, cls.__name__), value)
         if isinstance(value, dict):
             union = UNIONS.get(name, {}).get(value.get("name", "")) if not path else None
-            inner = union or next((one for one in suggestions.sections_in(field.annotation) if set(value) <= set(one.model_fields)), None)
+            inner = union or next(
+                (one for one in suggestions.sections_in(field.annotation) if set(value) <= set(one.model_fields)), None
+            )
             if inner is not None:
                 _collect(dotted, inner, value)
 
@@ -283,7 +293,7 @@ def tool_page(name: str) -> str:
     lines = [
         f"# Keys of {tool.title}",
         "",
-        f"What `hfstrat migrate` makes of each key of a config of {tool.title}, from its own table. Keys of a recipe are in the middle; "
+        f"What `hfstrat migrate` makes of each key of {tool.title}, from its own table. In the middle are keys of a recipe; "
         "a key without one has no counterpart, or none is needed.",
         "",
         f"| {tool.title} | recipe | |",

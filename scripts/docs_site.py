@@ -5,7 +5,6 @@ A page keeps its path (`docs/data.md`, `benchmarks/README.md`), so that its link
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ import docs_reference
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "benchmarks/README.md", "benchmarks/results/*.md")
-PAGES += ("recipes/README.md",)
-ASSISTANTS = ROOT / "hfstrat" / "assistants"
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md"),
+    *("benchmarks/README.md", "benchmarks/results/*.md", "recipes/README.md"),
+)
 REFERENCE = "docs/reference"
 MORE = "More"
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
@@ -41,9 +41,8 @@ def on_files(files: Files, config: Any) -> Files:
         found.append(_file(config, f"{REFERENCE}/{name}", content=text))
     for path in sorted(_linked(found) - {file.src_uri for file in found}):
         found.append(_file(config, path, abs_src_path=str(ROOT / path)))
-    for file in sorted(ASSISTANTS.glob("*.*")):
-        found.append(_file(config, f"{file.stem}.txt", abs_src_path=str(file)))
-    logging.getLogger("mkdocs").info("%d pages of the repository and %d files in all", len(found.documentation_pages()), len(found))
+    index = (ROOT / "hfstrat" / "assistants" / "llms.txt").read_text(encoding="utf-8")
+    found.append(_file(config, "llms.txt", content=index.replace(".md)", ".html)")))
     return found
 
 

@@ -15,6 +15,8 @@ def add_to(app: typer.Typer) -> None:
     app.command()(skill)
 
 
-def skill(llms: Annotated[bool, Option("--llms", help="Print llms.txt, an index of the documentation, instead")] = False) -> None:
+def skill(
+    llms: Annotated[bool, Option("--llms", help="Print llms.txt, an index of the documentation, instead")] = False,
+) -> None:
     """Print instructions for coding assistants (SKILL.md)."""
     print((FOLDER / ("llms.txt" if llms else "SKILL.md")).read_text(encoding="utf-8"), end="")

@@ -174,7 +174,8 @@ def instead(path: tuple[str, ...], value: Any, kinds: set[str], field: FieldInfo
         return "remove the key to get its default" if field is None or not field.is_required() else ""
     if value == -1 and field is not None and field.default is None:
         return "remove the key to set none"
-    if field is not None and len(path) > 1 and not isinstance(value, list | dict) and (sections := sections_in(field.annotation)):
+    sections = sections_in(field.annotation) if field is not None else []
+    if sections and len(path) > 1 and not isinstance(value, list | dict):
         return _in_section(".".join(path), value, sections[0])
     if isinstance(value, str):
         return _for_text(value, kinds, field)
