@@ -49,7 +49,6 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Captu
             code = ended.code
         printed = capfd.readouterr()
         assert code in (0, None), f"{line}: exit code {code}\n{printed.out}\n{printed.err}"
-        print(f"$ {line}\n{printed.out}{printed.err}")
         return printed.out + printed.err
 
     return run
@@ -91,3 +90,25 @@ def test_a_page_can_be_followed(
             printed += command(content)
     assert (tmp_path / result).exists()
     assert says in printed
+
+
+@pytest.mark.slow
+def test_the_snippets_of_python_run(
+    stand_ins: dict[str, Path], command: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of python.md and of the skill, and the one of use.md that loads an adapter of a local base."""
+    rows = [{"prompt": f"question {number}", "completion": "an answer"} for number in range(24)]
+    for page, text in (("python", (ROOT / "docs" / "python.md").read_text()), ("skill", command("hfstrat skill"))):
+        snippet = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)[0]
+        for named in (CHAT, "MODEL"):
+            snippet = snippet.replace(f'"{named}"', repr(str(stand_ins[CHAT])))
+        snippet = snippet.replace('"runs/mine"', f'"runs/{page}"').replace('"num_train_epochs": 1', '"max_steps": 2')
+        found: dict[str, Any] = {"rows": rows}
+        exec(compile(snippet.replace('"max_steps": 100', '"max_steps": 2'), page, "exec"), found)
+        assert found["run"].metrics["loss"] > 0
+    loads = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "use.md").read_text(encoding="utf-8"), re.M | re.S)
+    snippet = next(text for text in loads if "path/to/the/base" in text)
+    snippet = snippet.replace("path/to/the/base", str(stand_ins[CHAT])).replace("me/my-adapter", "runs/python/final")
+    found = {}
+    exec(compile(snippet, "use", "exec"), found)
+    assert found["model"].peft_config

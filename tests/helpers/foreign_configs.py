@@ -129,6 +129,27 @@ CONFIGS: dict[str, Sample] = {
         },
         tool="trl",
     ),
+    "trl of a handbook": Sample(
+        "TRL",
+        {
+            "model_name_or_path": "m",
+            "dataset_mixture": {
+                "datasets": [{"id": "acme/a", "config": "SFT", "split": "x", "columns": ["messages"], "weight": 0.5}]
+            },
+            "dataset_configs": ["all"],
+            "dataset_splits": ["train_prefs", "test_prefs"],
+            "num_processes": 7,
+            "per_device_train_batch_size": 2,
+            "use_peft": False,
+        },
+        {
+            "data.train": [{"path": "acme/a", "config": "SFT", "split": "x", "weight": 0.5}],
+            "data.split": "train_prefs",
+            "data.eval_split": "test_prefs",
+            "data.config": "all",
+            "training.global_batch_size": 14,
+        },
+    ),
     "trl dpo": Sample(
         "TRL",
         TRL

@@ -152,6 +152,45 @@ def test_a_number_of_processes_multiplies_the_batch(converted: Migrate) -> None:
     assert not [note for note in done.notes if note.key == "micro_batch_size" and note.kind == "attention"]
 
 
+def test_data_sets_of_llama_factory_are_looked_up(converted: Migrate) -> None:
+    """In dataset_info.json, with their files, columns and splits."""
+    Path("data").mkdir()
+    infos: dict[str, Any] = {
+        "chats": {"file_name": "chats.json", "formatting": "sharegpt", "columns": {"messages": "turns"}},
+        "openai": {
+            "hf_hub_url": "acme/openai",
+            "formatting": "sharegpt",
+            "columns": {"messages": "dialog"},
+            "split": "train_sft",
+        },
+        "tables": {"file_name": "t.jsonl", "columns": {"prompt": "q", "response": "a", "images": "i"}, "num_samples": 5},
+    }
+    infos["openai"] |= {"split": "train_sft", "tags": {"role_tag": "role", "content_tag": "content"}}
+    Path("data/dataset_info.json").write_text(json.dumps(infos))
+    done = converted(
+        {"model_name_or_path": "m", "stage": "sft", "finetuning_type": "lora", "dataset": "chats, openai,tables,x"}
+    )
+    assert done.recipe.model_dump()["data"]["train"] == [
+        {"path": "data/chats.json", "columns": {"turns": "conversations"}},
+        {"path": "acme/openai", "split": "train_sft", "columns": {"dialog": "messages"}},
+        {"path": "data/t.jsonl", "columns": {"q": "instruction", "a": "output"}},
+        "data/x.json",
+    ]
+    named = {note.key for note in done.notes}
+    assert {"tables.images", "tables.num_samples", "dataset"} <= named
+    infos = {"pairs": {"file_name": "p.json", "ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}}}
+    Path("data/dataset_info.json").write_text(json.dumps(infos))
+    done = converted({"model_name_or_path": "m", "stage": "dpo", "finetuning_type": "lora", "dataset": "pairs"})
+    assert done.recipe.data.train[0].columns == {"q": "prompt", "good": "chosen", "bad": "rejected"}
+
+
+def test_a_schedule_that_is_not_offered_takes_its_options_along(converted: Migrate) -> None:
+    config = {"model_name_or_path": "m", "dataset_name": "d", "lr_scheduler_type": "cosine_with_min_lr"}
+    done = converted(config | {"lr_scheduler_kwargs": {"min_lr": 1e-6}}, "trl-sft")
+    assert (done.recipe.training.lr_scheduler_type, done.recipe.training.extra) == ("cosine", {})
+    assert {note.key for note in done.notes if note.kind == "missing"} == {"lr_scheduler_type", "lr_scheduler_kwargs"}
+
+
 def test_overrides_win_and_fill_what_is_missing(converted: Migrate) -> None:
     with pytest.raises(UserError, match=r"does not name data.train; give it on the command line: hfstrat migrate .*rows.jsonl"):
         converted({"model_name_or_path": "m", "lora_r": 4}, "trl")

@@ -37,6 +37,7 @@ ATTENTION = {
     "flex_attention": "flex_attention",
     "eager_attention": "eager",
 }
+IN_SHORT = {"flash": "flash_attention_2", "sdpa": "sdpa", "flex": "flex_attention", "eager": "eager"}
 FROM_CONFIG = "the class comes from the model's config"
 KERNELS = "the loss is computed in chunks, and no other kernels are replaced"
 CACHED = "rows are prepared once, and cached"
@@ -97,6 +98,7 @@ RULES: Rules = {
     "tokenizer_config": same("model.tokenizer"),
     "trust_remote_code": same("model.trust_remote_code"),
     "attn_implementation": same("model.attn_implementation"),
+    "attention": chosen("model.attn_implementation", IN_SHORT, other=Gone("it is not offered")),
     **{
         key: chosen("model.attn_implementation", {True: name, False: Off("it is switched off")})
         for key, name in ATTENTION.items()
@@ -342,6 +344,7 @@ def _defaults(draft: Draft) -> None:
     if draft.value("training.max_steps") is None:
         draft.suppose("training.num_train_epochs", 1.0)
     draft.suppose("data.max_length", 512)
+    shared.schedule(draft, "lr_scheduler", "cosine")
     if draft.value("objective.name") is None:
         draft.suppose("data.overflow", "drop")
     draft.suppose("output_dir", "./model-out")

@@ -263,7 +263,7 @@ def _defaults(draft: Draft) -> None:
     draft.suppose("training.learning_rate", 5e-5)
     if draft.value("training.max_steps") is None:
         draft.suppose("training.num_train_epochs", 3.0)
-    draft.suppose("training.lr_scheduler_type", "linear")
+    shared.schedule(draft, "lr_scheduler_type")
     draft.suppose("training.warmup_steps", 0)
     draft.suppose("data.max_length", 2048)
     if draft.value("data.streaming") is not True:

@@ -80,15 +80,16 @@ def _place(draft: Draft, key: str, name: str, folder: str, info: dict[str, Any])
 
 def _columns(info: dict[str, Any], stage: str) -> list[tuple[Any, str]]:
     """The columns of a data set and their names here."""
-    given = info.get("columns") if isinstance(info.get("columns"), dict) else {}
-    chat = info.get("formatting") == "sharegpt"
-    pairs = info.get("ranking") is True
-    table = SHAREGPT if chat else PREFERENCE if pairs else ALPACA
-    found = [(given[theirs], ours) for theirs, ours in table.items() if given and given.get(theirs)]
-    if pairs:
-        found += [(given[name], name) for name in ("chosen", "rejected") if chat and given and given.get(name)]
-        if not given:
-            found.append(("instruction", "prompt"))
-    if stage == "kto" and given and given.get("kto_tag"):
-        found.append((given["kto_tag"], "label"))
-    return found
+    columns, tags = info.get("columns"), info.get("tags")
+    given: dict[str, Any] = columns if isinstance(columns, dict) else {}
+    if info.get("formatting") == "sharegpt":
+        openai = isinstance(tags, dict) and tags.get("role_tag") == "role"
+        names = SHAREGPT | ({"messages": "messages"} if openai else {})
+    elif stage == "pt":
+        names = {"prompt": "text"}
+    elif stage == "kto":
+        names = ALPACA | {"prompt": "prompt", "response": "completion"}
+    else:
+        names = PREFERENCE if info.get("ranking") is True else ALPACA
+    more = {"chosen": "chosen", "rejected": "rejected"} | ({"kto_tag": "label"} if stage == "kto" else {})
+    return [(given[theirs], ours) for theirs, ours in (names | more).items() if given.get(theirs)]

@@ -241,6 +241,14 @@ def times_per_epoch(draft: Draft) -> None:
             draft.same(key, "it is switched off")
 
 
+def schedule(draft: Draft, key: str, default: str = "linear") -> None:
+    """The schedule that the tool has by default; the options of one that is not offered are left out."""
+    if draft.given.get(key) is None:
+        draft.suppose("training.lr_scheduler_type", default)
+    elif draft.value("training.lr_scheduler_type") is None:
+        draft.drop("training.extra.lr_scheduler_kwargs", "its schedule is not offered")
+
+
 def precision(draft: Draft) -> None:
     """Set `model.dtype`: mixed precision decides, then the dtype in which the weights are loaded."""
     for key, name in (("bf16", "bfloat16"), ("fp16", "float16")):

@@ -70,11 +70,14 @@ def _loss(value: Any) -> Any:
 def _sources(value: Any) -> Any:
     """The list of a mixture: {path, name, data_dir, data_files, split, columns}."""
     found = []
-    for source in value if isinstance(value, list) else []:
+    listed = value.get("datasets") if isinstance(value, dict) else value
+    for source in listed if isinstance(listed, list) else []:
         if not isinstance(source, dict):
             continue
-        names = {"path": "path", "name": "config", "split": "split"}
+        names = {"path": "path", "id": "path", "name": "config", "config": "config", "split": "split"}
         kept = {ours: source[theirs] for theirs, ours in names.items() if source.get(theirs)}
+        weight = number(source.get("weight"))
+        kept |= {"weight": weight} if isinstance(weight, int | float) and weight not in (1, 0) else {}
         files = source.get("data_files")
         found += [kept | {"path": str(file)} for file in as_list(files)] if files else [kept]
     return [source for source in found if source.get("path")] or Gone("expected a list of mappings with path")
@@ -123,7 +126,12 @@ OF_MODEL: Rules = {
 OF_DATA: Rules = {
     "dataset_name": same("data.train"),
     "datasets": turned("data.train", _sources),
+    "dataset_mixture": turned("data.train", _sources),
     "dataset_mixer": turned("data.train", _mixer),
+    "dataset_splits": read_with("the first trains, the second evaluates", "data.split", "data.eval_split"),
+    "dataset_configs": turned("data.config", lambda value: as_list(value)[0] if as_list(value) else Gone("it is empty")),
+    "num_processes": read_with("a flag, which multiplies the batch", "training.global_batch_size"),
+    "system_prompt": gone("rows may have a column system"),
     "dataset_config": same("data.config"),
     "dataset_train_split": turned("data.split", lambda value: Off("it is the default") if value == "train" else value),
     "dataset_test_split": same("data.eval_split"),
@@ -132,7 +140,7 @@ OF_DATA: Rules = {
     **keys("max_length max_seq_length max_seq_len", turned("data.max_length", whole)),
     "dataset_text_field": COLUMNS,
     "chat_template_path": turned("data.template", _template),
-    "chat_template": gone("the tokenizer's own is used; for another one set data.template to a .jinja file"),
+    "chat_template": gone("save it as a file, such as mine.jinja, and set data.template to it"),
     "chat_template_kwargs": same("data.chat_template_kwargs"),
     "completion_only_loss": chosen("data.train_on", {True: "completions", False: "all"}),
     "assistant_only_loss": chosen("data.train_on", {True: "assistant", False: Off("data.train_on: auto is the default")}),
@@ -219,7 +227,8 @@ OF_GRPO: Rules = {
         "vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url vllm_server_host "
         "vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length "
         "vllm_tensor_parallel_size vllm_importance_sampling_correction vllm_importance_sampling_mode "
-        "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min vllm_importance_sampling_cap",
+        "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min vllm_importance_sampling_cap vllm_device "
+        "vllm_max_model_len vllm_dtype",
         gone(VLLM, (None, False)),
     ),
 }
@@ -286,6 +295,11 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
         draft.suppose("data.eval_split", "test")
     answers = draft.value("objective.num_generations")
     answers = answers if isinstance(answers, int) and answers > 0 else 8
+    splits = as_list(draft.take("dataset_splits", []))
+    for target, split in zip(("data.split", "data.eval_split"), splits, strict=False):
+        draft.put(target, split, "dataset_splits")
+    ran_on = whole(draft.take("num_processes", 1))
+    processes = ran_on if processes == 1 and isinstance(ran_on, int) and ran_on > 1 else processes
     batch = shared.batch(draft, processes, "per_device_train_batch_size", 8, answers if objective == "grpo" else 1)
     if draft.take("packing") and objective == "sft":
         shared.packed(draft, "packing", batch, 1024)
@@ -380,7 +394,7 @@ def _defaults(draft: Draft, trainer: str) -> None:
     draft.suppose("training.learning_rate", RATES[trainer])
     if draft.value("training.max_steps") is None:
         draft.suppose("training.num_train_epochs", 3.0)
-    draft.suppose("training.lr_scheduler_type", "linear")
+    shared.schedule(draft, "lr_scheduler_type")
     draft.suppose("training.warmup_steps", 0)
     if trainer == "cpo":
         draft.suppose("objective.beta", 0.1)
