@@ -133,9 +133,7 @@ CONFIGS: dict[str, Sample] = {
         "TRL",
         {
             "model_name_or_path": "m",
-            "dataset_mixture": {
-                "datasets": [{"id": "acme/a", "config": "SFT", "split": "x", "columns": ["messages"], "weight": 0.5}]
-            },
+            "dataset_mixture": {"datasets": [{"id": "acme/a", "config": "SFT", "split": "x", "weight": 0.5}]},
             "dataset_configs": ["all"],
             "dataset_splits": ["train_prefs", "test_prefs"],
             "num_processes": 7,
