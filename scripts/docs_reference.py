@@ -31,6 +31,9 @@ INTRODUCTION = {
     "commands": "Every command and option, from the command line of this version.",
 }
 EXAMPLES = {  # of keys whose examples cannot be found in a bundled recipe, a type or a description
+    "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "strategy": "lora",
+    "data": "rows.jsonl",
     "model.revision": "main",
     "model.tokenizer": "some/tokenizer",
     "model.add_tokens": ["<tool>"],
