@@ -171,9 +171,9 @@ RULES: Rules = {
         "debug skip_memory_metrics logging_dir include_tokens_per_second",
         useless("the run prints and reports it in its own way"),
     ),
+    **keys("do_train do_eval do_predict", useless("a run trains and evaluates")),
     **keys(
-        "do_train do_eval do_predict use_cache remove_unused_columns label_names length_column_name auto_find_batch_size "
-        "optim_target_modules",
+        "use_cache remove_unused_columns label_names length_column_name auto_find_batch_size optim_target_modules",
         useless("hfstrat decides it"),
     ),
 }
@@ -255,6 +255,8 @@ def precision(draft: Draft) -> None:
         value = draft.take(key)
         if value is True or str(value).lower() in ("true", "full"):
             draft.put("model.dtype", name, key)
+        elif key in draft.given and value is None:
+            draft.same(key, "it has no value")
         elif key in draft.given:
             draft.same(key, "model.dtype: auto is 16 bits where the hardware supports it; for others write float32")
     for key in ("dtype", "torch_dtype"):

@@ -286,7 +286,7 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
     _strategy(draft)
     objective = "simpo" if simpo else trainer
     if objective != "sft":
-        draft.put("objective.name", objective)
+        draft.put("objective.name", objective, "by the keys, or --from")
     _objective(draft, objective)
     _defaults(draft, trainer)
     shared.precision(draft)

@@ -57,7 +57,7 @@ def _shortest(entry: Entry) -> Entry:
 def _line(key: str, entry: Entry, depth: int, tool: str) -> str:
     if isinstance(entry.value, list) and any(isinstance(item, dict) for item in entry.value):
         items = ["  " * (depth + 1) + f"- {_value(item)}" for item in entry.value]
-        return "\n".join([_line(key, Entry("", entry.key or key), depth, tool).replace(' ""', "", 1), *items])
+        return "\n".join([_line(key, Entry("", entry.key or key), depth, tool).replace(' ""', "   ", 1), *items])
     line = "  " * depth + f"{key}: {_value(entry.value)}"
     origin = entry.key or f"default of {tool}"
     return line if origin == key else f"{line:<{COLUMN}}  # {origin}"
