@@ -108,7 +108,7 @@ class Store:
         self.put("brackets", [*self.get("brackets", []), asdict(bracket)])
 
     def reopen(self) -> None:
-        """Let a finished search go on; a candidate that was trained as the final run is one of an ordinary round from now on."""
+        """Let a finished search go on; a candidate that was trained as the final run is one of an ordinary round then."""
         self.put("brackets", [{**each, "is_direct": False} for each in self.get("brackets", [])])
         self.put("finished", False)
 
