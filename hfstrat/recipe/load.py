@@ -187,7 +187,15 @@ class Answers:
             self._unknown(path, group[0]) if unknown else self._known(path, group) for (path, unknown), group in groups.items()
         ]
         sections = dict(suggestions.place_and_keys(path, self.names) for path, unknown in groups if unknown)
-        return sentences + [f"keys of {place}: {', '.join(names)}" for place, names in sections.items() if names]
+        keys = [f"keys of {place}: {', '.join(names)}" for place, names in sections.items() if names]
+        return sentences + keys + self._of_another_tool()
+
+    def _of_another_tool(self) -> list[str]:
+        """What to do with a config of another tool, if this is one."""
+        tool = "" if {"strategy", "data"} & self.given.keys() else foreign.tool_of(self.given)
+        return (
+            [f"{self.source}: this looks like a config of {tool}: `hfstrat migrate {self.source}` converts it"] if tool else []
+        )
 
     def _where(self, path: KeyPath) -> str:
         return _place(self.origins, path, self.source)

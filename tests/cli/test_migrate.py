@@ -74,6 +74,13 @@ def test_an_unknown_format_is_refused_and_nothing_is_written(hfstrat: Run, tmp_p
     assert not (tmp_path / "mine.yaml").exists()
 
 
+def test_a_config_in_place_of_a_recipe_is_recognized(hfstrat: Run) -> None:
+    for words in (("train", "theirs.yaml"), ("check", "theirs.yaml")):
+        code, _, err = hfstrat(*words)
+        assert code == 2
+        assert err.splitlines()[-1].endswith("this looks like a config of axolotl: `hfstrat migrate theirs.yaml` converts it")
+
+
 def test_the_skill_is_that_of_the_package(hfstrat: Run) -> None:
     folder = Path(main.__file__).parents[1] / "assistants"
     assert hfstrat("skill")[1] == (folder / "SKILL.md").read_text(encoding="utf-8")

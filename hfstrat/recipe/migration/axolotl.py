@@ -243,28 +243,6 @@ RULES: Rules = {
     ),
     "gradient_checkpointing": chosen("training.activation_checkpointing", {True: True, False: False}, other=True),
 }
-DISTINCTIVE = [
-    "base_model",
-    "micro_batch_size",
-    "sequence_len",
-    "val_set_size",
-    "sample_packing",
-    "pad_to_sequence_len",
-    "lora_target_linear",
-    "dataset_prepared_path",
-    "num_epochs",
-    "evals_per_epoch",
-    "saves_per_epoch",
-    "adapter",
-    "lora_model_dir",
-    "wandb_project",
-    "strict",
-    "special_tokens",
-    "flash_attention",
-    "optimizer",
-    "lr_scheduler",
-    "datasets",
-]
 
 
 def convert(draft: Draft, processes: int, trainer: str | None) -> None:

@@ -15,7 +15,6 @@ from hfstrat.recipe.migration.rules import Draft, Entry, Note, Rules
 from hfstrat.recipe.schema import UNIONS, Recipe
 
 LARGEST = 2**20  # bytes of a config
-FEWEST = 2  # keys that only this tool has
 NO_SUCH_KEY = "it is not a key that this version knows"
 
 
@@ -25,14 +24,13 @@ class Tool:
 
     title: str
     rules: Rules
-    distinctive: frozenset[str]
     convert: Callable[[Draft, int, str | None], None]
 
 
 TOOLS = {
-    "trl": Tool("TRL", trl.RULES, frozenset(trl.DISTINCTIVE), trl.convert),
-    "axolotl": Tool("axolotl", axolotl.RULES, frozenset(axolotl.DISTINCTIVE), axolotl.convert),
-    "llama-factory": Tool("LLaMA-Factory", llama_factory.RULES, frozenset(llama_factory.DISTINCTIVE), llama_factory.convert),
+    "trl": Tool("TRL", trl.RULES, trl.convert),
+    "axolotl": Tool("axolotl", axolotl.RULES, axolotl.convert),
+    "llama-factory": Tool("LLaMA-Factory", llama_factory.RULES, llama_factory.convert),
 }
 TRAINERS = ("sft", "dpo", "kto", "orpo", "cpo", "grpo", "reward", "rloo")
 NAMES = (*TOOLS, *(f"trl-{trainer}" for trainer in TRAINERS if trainer not in trl.REFUSED or trainer == "cpo"))
@@ -100,16 +98,13 @@ def detect(given: dict[str, Any], source: str) -> str:
     """
     if "strategy" in given and "data" in given:
         raise UserError(f"{source}: this is a recipe of hfstrat already: `hfstrat check {source}`")
-    found = {name: len(tool.distinctive & given.keys()) for name, tool in TOOLS.items()}
-    best = max(found, key=lambda name: found[name])
-    alike = [name for name, count in found.items() if count == found[best]]
-    if found[best] < FEWEST or len(alike) > 1:
-        keys = ", ".join(list(given)[:5]) or "none"
-        raise UserError(
-            f"{source}: its keys ({keys}) are of no format that is known; expected a config of TRL, axolotl or LLaMA-Factory: "
-            f"name it by --from {', '.join(TOOLS)}"
-        )
-    return best
+    if tool := foreign.tool_of(given):
+        return tool
+    keys = ", ".join(list(given)[:5]) or "none"
+    raise UserError(
+        f"{source}: its keys ({keys}) are of no format that is known; expected a config of TRL, axolotl or LLaMA-Factory: "
+        f"name it by --from {', '.join(TOOLS)}"
+    )
 
 
 def _unknown(draft: Draft, tool: Tool) -> None:

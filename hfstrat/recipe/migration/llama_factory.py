@@ -137,27 +137,6 @@ RULES: Rules = {
         useless("hfstrat decides it, or it is only used with other options"),
     ),
 }
-DISTINCTIVE = [
-    "stage",
-    "finetuning_type",
-    "lora_rank",
-    "lora_target",
-    "cutoff_len",
-    "template",
-    "dataset",
-    "dataset_dir",
-    "overwrite_cache",
-    "preprocessing_num_workers",
-    "plot_loss",
-    "neat_packing",
-    "pref_beta",
-    "pref_loss",
-    "quantization_bit",
-    "val_size",
-    "max_samples",
-    "freeze_trainable_layers",
-    "do_train",
-]
 
 
 def convert(draft: Draft, processes: int, trainer: str | None) -> None:

@@ -241,33 +241,6 @@ RULES: Rules = {
     **OF_PREFERENCE,
     **OF_GRPO,
 }
-DISTINCTIVE = [
-    "dataset_name",
-    "dataset_train_split",
-    "dataset_test_split",
-    "dataset_mixer",
-    "use_peft",
-    "lora_target_modules",
-    "load_in_4bit",
-    "load_in_8bit",
-    "model_name_or_path",
-    "max_seq_length",
-    "max_length",
-    "completion_only_loss",
-    "assistant_only_loss",
-    "dataset_text_field",
-    "reward_funcs",
-    "num_generations",
-    "peft_type",
-    "base_model_name_or_path",
-    "desirable_weight",
-    "precompute_ref_log_probs",
-    "per_device_train_batch_size",
-    "num_train_epochs",
-    "learning_rate_scheduler",
-    "use_bnb_nested_quant",
-    "chat_template_path",
-]
 
 
 def convert(draft: Draft, processes: int, trainer: str | None) -> None:
