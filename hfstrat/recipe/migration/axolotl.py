@@ -107,7 +107,7 @@ RULES: Rules = {
     "lora_r": turned("strategy.r", whole),
     "lora_alpha": turned("strategy.lora_alpha", whole),
     "lora_dropout": turned("strategy.lora_dropout", number),
-    "lora_target_modules": turned("strategy.target_modules", trl._targets),
+    "lora_target_modules": turned("strategy.target_modules", trl.target_modules),
     "lora_target_linear": chosen(
         "strategy.target_modules", {True: Off("all linear layers are the default"), False: Off("it is switched off")}
     ),

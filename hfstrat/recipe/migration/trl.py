@@ -49,7 +49,8 @@ QUANTIZED = "of load_in_4bit, load_in_8bit, bnb_4bit_quant_type and use_bnb_nest
 COLUMNS = turned("data.columns", lambda value: Off("it is the default") if value == "text" else {str(value): "text"})
 
 
-def _targets(value: Any) -> Any:
+def target_modules(value: Any) -> Any:
+    """The modules that get an adapter: a list of names; all linear layers are the default."""
     if value in ("all-linear", ["all-linear"]):
         return Off("all linear layers are the default")
     if isinstance(value, str) and any(sign in value for sign in "*|()[]^$\\"):
@@ -93,7 +94,7 @@ OF_LORA: Rules = {
     **keys("lora_r r", turned("strategy.r", whole)),
     "lora_alpha": turned("strategy.lora_alpha", whole),
     "lora_dropout": turned("strategy.lora_dropout", number),
-    **keys("lora_target_modules target_modules", turned("strategy.target_modules", _targets)),
+    **keys("lora_target_modules target_modules", turned("strategy.target_modules", target_modules)),
     **keys("lora_target_parameters target_parameters", turned("strategy.target_parameters", as_list)),
     **keys("lora_modules_to_save modules_to_save", turned("strategy.modules_to_save", as_list)),
     "use_rslora": same("strategy.use_rslora"),
