@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 
 from hfstrat import __version__
+from hfstrat.cli import launch as cli_launch
 from hfstrat.cli import results
 from hfstrat.errors import INTERRUPTED, RunError, UserError
 
@@ -300,6 +301,7 @@ def schema(report: Annotated[bool, Option("--report", help="The schema of report
 
 
 results.add_to(app)
+cli_launch.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
