@@ -102,20 +102,16 @@ def run(recipe: str, overrides: tuple[str, ...], on: str, options: dict[str, Any
     if action.fetch:
         return _fetch(engine, earlier)
     plan = engine.plan()
+    if not action.dry_run:
+        engine.check()
+        if earlier and earlier.engine == kind.name and engine.is_active(earlier):
+            return _join(engine, earlier, plan, action.follow)
     checked = _check_recipe(job, action.dry_run)
     costs = _costs(job, kind, prices) if prices else []
     _show(job, kind.name, [*plan.notes, *checked], costs)
     if action.dry_run:
         _show_plan(job, plan)
         return 0
-    engine.check()
-    if earlier and earlier.engine == kind.name and engine.is_active(earlier):
-        if not action.follow:
-            raise UserError(
-                f"output_dir: job {earlier.id} for {job.output_dir} waits or runs already; see it with --follow, end it with "
-                f"`{plan.cancel.format(id=_number(earlier.id))}`, or name another output_dir"
-            )
-        return _follow(engine, earlier, plan)
     engines.write(plan, job)
     submitted = engine.submit(plan)
     engines.record(job, submitted)
@@ -124,6 +120,16 @@ def run(recipe: str, overrides: tuple[str, ...], on: str, options: dict[str, Any
         return _follow(engine, submitted, plan)
     _show_next(job, plan, submitted)
     return 0
+
+
+def _join(engine: Any, earlier: Any, plan: Any, follow: bool) -> int:
+    """Follow the job that is active already. Raises UserError if that was not requested."""
+    if follow:
+        return _follow(engine, earlier, plan)
+    raise UserError(
+        f"output_dir: job {earlier.id} for {engine.job.output_dir} waits or runs already; see it with --follow, end it with "
+        f"`{plan.cancel.format(id=_number(earlier.id))}`, or name another output_dir"
+    )
 
 
 def _check_recipe(job: Any, offline: bool) -> list[str]:
@@ -188,10 +194,10 @@ def _show(job: Any, engine: str, notes: list[str], costs: list[str]) -> None:
 
 def _show_plan(job: Any, plan: Any) -> None:
     """Print everything that would be written and run."""
-    from hfstrat.clusters import engine as engines
+    from hfstrat.clusters.job import check_no_secret
 
     for text in [*plan.files.values(), plan.command]:
-        engines.check_no_secret(job, text)
+        check_no_secret(job, text)
     for file, text in plan.files.items():
         print(f"write     {file}\n{'-' * 80}\n{text.rstrip()}\n{'-' * 80}")
     for name, source in plan.uploads.items():

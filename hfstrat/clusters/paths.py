@@ -11,11 +11,12 @@ from hfstrat.recipe import yaml
 from hfstrat.recipe.load import apply_override
 
 KEYS = {
-    *("adapter", "chat_template", "choices", "config", "control", "data", "eval", "include_path", "lm_eval", "model"),
-    *("model_class", "name", "name_or_path", "path", "resume_from_checkpoint", "rewards", "schema", "teacher", "template"),
+    *("adapter", "choices", "data", "eval", "include_path", "model", "model_class", "name_or_path", "path", "teacher"),
     *("tokenizer", "train"),
 }
-"""Keys whose values may be paths. A test holds that every text of the schema is here or is named there as no path."""
+"""Keys whose values may be paths. A test holds that every text of the schema is here, below, or named there as no path."""
+WORDS = {"chat_template", "control", "lm_eval", "name", "resume_from_checkpoint", "rewards", "template"}
+"""Keys whose values are words, such as `chat` or `auto`, or paths: only what can be nothing else is a path."""
 LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # folders that machines hardly ever share
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".gguf", ".jinja", ".py", ".yaml", ".yml")
 
@@ -58,8 +59,10 @@ def places(data: Any, key: str = "") -> Iterator[Place]:
     elif isinstance(data, list):
         for value in data:
             yield from places(value, key)
-    elif isinstance(data, str) and key.rpartition(".")[2] in KEYS:
-        yield Place(key, data, Path(_without_name(data)).expanduser())
+    elif isinstance(data, str):
+        place, name = Place(key, data, Path(_without_name(data)).expanduser()), key.rpartition(".")[2]
+        if name in KEYS or (name in WORDS and place.looks_local):
+            yield place
 
 
 def replaced(data: Any, new: dict[str, str], key: str = "") -> Any:
@@ -68,9 +71,7 @@ def replaced(data: Any, new: dict[str, str], key: str = "") -> Any:
         return {name: replaced(value, new, str(name)) for name, value in data.items()}
     if isinstance(data, list):
         return [replaced(value, new, key) for value in data]
-    if isinstance(data, str) and key in KEYS:
-        return new.get(data, data)
-    return data
+    return new.get(data, data) if isinstance(data, str) and key in KEYS | WORDS else data
 
 
 def remote_names(found: list[Place]) -> dict[str, str]:

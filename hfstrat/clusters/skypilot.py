@@ -72,8 +72,8 @@ class SkyPilot(Engine):
         self.shared = job.is_mounted(str(job.output_dir))
         if job.nodes > 1 and not self.shared:
             raise UserError(
-                f"--nodes: {job.nodes} machines need an output_dir that all of them share; mount a volume to which many machines "
-                f"may write (--volume my-volume:/shared) and set output_dir=/shared/{job.name}"
+                f"--nodes: {job.nodes} machines need an output_dir that all of them share; mount a volume to which many "
+                f"machines may write (--volume my-volume:/shared) and set output_dir=/shared/{job.name}"
             )
         if options.storage is not None and self.shared:
             raise UserError("--storage: output_dir is on a --volume already, which is kept; remove --storage")

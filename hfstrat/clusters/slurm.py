@@ -109,12 +109,8 @@ class Slurm(Engine):
             paths.Place("RECIPE", job.loaded.source, Path(job.loaded.source)),
             paths.Place("output_dir", str(job.output_dir), job.output_dir),
         ]
-        private = [each for each in found if each.is_private]
-        notes = [
-            f"{each.key}: {each.value} is in a folder that is usually not shared; every node must see it, so move it to a "
-            "shared file system"
-            for each in private
-        ]
+        private = ", ".join(dict.fromkeys(f"{each.key} = {each.value}" for each in found if each.is_private))
+        notes = [f"in folders that machines hardly ever share, but every node must see them: {private}"] if private else []
         if job.options.cpus is None:
             notes.append("cores: as the cluster gives by default, often one for a task; --cpus N requests them")
         if job.limit is None:
