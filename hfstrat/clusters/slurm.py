@@ -49,7 +49,8 @@ SESSION = """\
 run={run}
 {newest}
 before=$(newest)
-training= time_is_up=
+training=
+time_is_up=
 # Slurm sends USR1 before the time limit: srun passes TERM on, and training saves after its current step
 trap 'time_is_up=1; interrupted=1; kill -TERM "$training" 2>/dev/null' USR1
 echo "hfstrat: session $((${{SLURM_RESTART_COUNT:-0}} + 1)) of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST"

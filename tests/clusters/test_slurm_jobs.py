@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from helpers import engines
 from helpers.runs import run, weights
+from helpers.scripts import check_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,7 +168,7 @@ def test_a_cluster_without_accounting(
 def plan_of(source: str, **options: Any) -> str:
     """The text of the sbatch file."""
     given = jobs.Options(**options)
-    job = jobs.make("slurm", load_recipe(source), (), given, slurm.Slurm.default_gpus(given))
+    job = jobs.make("slurm", load_recipe(source, ["training.global_batch_size=16"]), (), given, slurm.Slurm.default_gpus(given))
     return next(iter(slurm.Slurm(job).plan().files.values()))
 
 
@@ -183,20 +183,6 @@ SCRIPTS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("options", SCRIPTS)
 def test_the_script_is_valid(source: str, options: dict[str, Any], tmp_path: Path) -> None:
     check_script(plan_of(source, **options), tmp_path)
-
-
-def check_script(text: str, folder: Path) -> None:
-    """By bash, and by ShellCheck where it is installed."""
-    file = folder / "checked.sh"
-    file.write_text(text)
-    done = subprocess.run(["bash", "-n", str(file)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    tool = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
-    if tool:
-        # 2034: NODE is read in the here-document; 1091: what is sourced is on the remote machine
-        words = [tool, "--severity=warning", "--exclude=SC1091,SC2034", str(file)]
-        found = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert found.returncode == 0, found.stdout
 
 
 def test_directives(source: str) -> None:
