@@ -175,7 +175,7 @@ class SkyPilot(Engine):
         store = f"{MOUNT}/{job.name}" if job.options.storage else None
         lines = (". ~/hfstrat/venv/bin/activate",) if installed else ()
         rank = RENDEZVOUS if job.nodes > 1 else ""
-        launch = '"$SKYPILOT_TASK_ID"'  # the same for all attempts of a managed job
+        launch = "$SKYPILOT_TASK_ID"  # the same for all attempts of a managed job
         return remote.text(job, names, work=WORK, store=store, launch=launch, lines=lines, rank=rank)
 
     def check(self) -> None:

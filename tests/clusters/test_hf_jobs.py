@@ -157,7 +157,7 @@ def test_a_real_job_equals_a_run_here(
     launch: Any, recipe: Any, hub: LoopbackJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Training is stopped in its first attempt and finishes in the second one: the weights are those of a run here."""
-    words = ("training.max_steps=120", "training.eval_steps=10", "strategy.lora_dropout=0.1", "evaluation.samples=0")
+    words = ("training.max_steps=40", "training.eval_steps=5", "strategy.lora_dropout=0.1", "evaluation.samples=0")
     whole = recipe(*words, f"output_dir={tmp_path / 'whole'}")
     run(whole)
     monkeypatch.chdir(tmp_path)
@@ -167,7 +167,7 @@ def test_a_real_job_equals_a_run_here(
     monkeypatch.setenv("PATH", engines.path_with(programs))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # of the job
     assert launch(whole.source, *words, "output_dir=runs/chat", *ON, "--upload") == 0
-    engines.wait_for(lambda: any(hub.folder.glob("work/0-0/runs/chat/checkpoint-*/hfstrat_complete.json")), 90)
+    engines.wait_for(lambda: any(hub.folder.glob("work/0-0/runs/chat/checkpoint-*/hfstrat_complete.json")), 400)
     hub.running["0"].terminate()
     assert launch(whole.source, *words, "output_dir=runs/chat", *ON, "--upload", "--follow") == 0, hub.logs
     assert any("resum" in line for line in hub.logs["0"])

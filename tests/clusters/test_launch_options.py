@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.commands import hfstrat
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfstrat import errors
@@ -213,6 +214,7 @@ def test_paths_are_found_and_replaced(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sorted(both.values()) == ["files/1-rows.jsonl", "files/rows.jsonl"]
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 8), st.integers(0, 8), st.floats(0.01, 50), st.floats(60, 1e6), st.integers(1, 20))
 def test_costs_are_price_times_machines_times_time(nodes: int, gpus: int, price: float, seconds: float, sessions: int) -> None:
     found = prices.Prices("mine.yaml", "EUR", {"a100": price}, {"cpu": price, "node": price})
@@ -246,7 +248,7 @@ def test_the_cost_has_the_interval_of_the_predicted_time(
     assert launch(source, *words, "--gpus", "0") == 0
     shown = capsys.readouterr().out
     line = next(line for line in shown.splitlines() if "expected" in line)
-    middle, low, high = (float(word.strip("()")) for word in line.split() if word.strip("()").replace(".", "").isdigit())
+    middle, low, high = map(float, re.findall(r"\d+\.\d\d", line))
     assert low == pytest.approx(middle / 1.5, abs=0.02)
     assert high == pytest.approx(middle * 1.5, abs=0.02)
     assert launch(source, *words, "--gpus", "4", "--gpu-type", "a100") == 0
@@ -257,8 +259,9 @@ def test_the_cost_has_the_interval_of_the_predicted_time(
     assert "at most 32.00 USD in a session of 2h 00m, at most 352.00 USD in 11 sessions" in shown
 
 
-@given(st.text(max_size=40), st.lists(st.text(alphabet="HFSTRA_\n ", max_size=20), max_size=6))
-def test_a_here_document_is_the_text(stem: str, lines: list[str]) -> None:
+@given(st.lists(st.sampled_from(["HFSTRAT", "HFSTRAT_", "HFSTRAT__", " HFSTRAT", "$A", ""]), max_size=6))
+@settings(max_examples=50)
+def test_a_here_document_is_the_text(lines: list[str]) -> None:
     """Whatever a recipe holds, the shell gets it unchanged, and nothing of it is run."""
     from hfstrat.clusters import script
 

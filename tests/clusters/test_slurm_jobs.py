@@ -23,6 +23,7 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_recipe
 
 VENV = ("--venv", "stub/venv")
+SLOW = 400.0  # seconds to wait for a real session on a busy machine
 
 
 def log_of(tmp_path: Path, job: str = "100") -> str:
@@ -211,7 +212,7 @@ def test_killed_stopped_and_requeued_equals_uninterrupted(
     launch: Any, recipe: Any, cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real run: its node fails, then its time limit is near, the third session finishes; the weights are the same bits."""
-    words = ("training.max_steps=160", "training.eval_steps=10", "strategy.lora_dropout=0.1", "evaluation.samples=0")
+    words = ("training.max_steps=40", "training.eval_steps=5", "strategy.lora_dropout=0.1", "evaluation.samples=0")
     whole = recipe(*words, f"output_dir={tmp_path / 'whole'}")
     run(whole)
     monkeypatch.chdir(tmp_path)
@@ -220,11 +221,11 @@ def test_killed_stopped_and_requeued_equals_uninterrupted(
 
     reached = 0
     for what in ("NODE_FAIL", "USR1"):
-        engines.wait_for(lambda: newest(folder) > reached)  # noqa: B023
+        engines.wait_for(lambda: newest(folder) > reached, SLOW)  # noqa: B023
         reached = newest(folder)
         (cluster / f"100.{what}").touch()
         engines.wait_for(lambda what=what: not (cluster / f"100.{what}").exists())
-    engines.wait_for(lambda: engines.state(cluster, "100")["state"] not in ("PENDING", "RUNNING"), 120)
+    engines.wait_for(lambda: engines.state(cluster, "100")["state"] not in ("PENDING", "RUNNING"), SLOW)
     log = (tmp_path / "run.launch" / "100.log").read_text()
     assert engines.state(cluster, "100")["state"] == "COMPLETED", log
     assert engines.state(cluster, "100")["restarts"] == 2, log

@@ -15,6 +15,8 @@ def check_script(text: str, folder: Path) -> None:
     done = subprocess.run(["bash", "-n", str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     tool = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
-    if tool:
-        found = subprocess.run([tool, "--severity=warning", str(file)], capture_output=True, text=True, check=False)
+    if tool:  # SC1090: what is sourced is on another machine
+        found = subprocess.run(
+            [tool, "--severity=warning", "--exclude=SC1090", str(file)], capture_output=True, text=True, check=False
+        )
         assert found.returncode == 0, found.stdout
