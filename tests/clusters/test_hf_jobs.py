@@ -65,7 +65,6 @@ def test_attempts_resume_and_the_result_is_fetched(
     ("plan", "sessions", "sentence"),
     [
         (("2", "done"), 1, "an earlier attempt ended with code 2; it is not repeated"),
-        (("save-4", "done"), 1, "an earlier attempt ended with code 4"),
         (("130", "130", "130"), 3, "no checkpoint was saved in this session"),
     ],
 )

@@ -129,6 +129,7 @@ def test_a_cluster_keeps_the_result_on_its_disk(
     assert "SECRET=s3cret-value" in (cluster / "hfstrat-chat.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_failed_job_has_its_code(launch: Any, source: str, planned: Callable[..., Path]) -> None:
     planned("3")
     assert launch(source, "--on", "skypilot", "--gpus", "0", "--follow", *PACKAGE) == 1

@@ -73,7 +73,6 @@ def test_a_job_at_its_time_limit_saves_is_requeued_and_resumes(
         (("wait-idle",), (), 130, "no checkpoint was saved in this session"),
         (("wait-save", "wait-save"), ("--max-restarts", "1"), 130, "1 restarts (--max-restarts) are used up"),
         (("save-3",), (), 3, ""),
-        (("2",), (), 2, ""),
     ],
 )
 def test_what_would_repeat_is_not_requeued(
@@ -157,6 +156,7 @@ def test_what_sbatch_says_is_the_message(launch: Any, source: str, planned: Call
     assert not (tmp_path / "runs" / "chat.launch" / "launch.json").exists()
 
 
+@pytest.mark.slow
 def test_a_cluster_without_accounting(
     launch: Any, source: str, planned: Callable[..., Path], cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
