@@ -172,5 +172,5 @@ def test_a_real_job_equals_a_run_here(
     assert any("resum" in line for line in hub.logs["0"])
     folder = tmp_path / "runs" / "chat"
     assert json.loads((folder / "report.json").read_text())["result"]["status"] == "done"
-    for name, tensor in weights(tmp_path / "whole" / "final").items():
-        assert (weights(folder / "final")[name] == tensor).all(), name
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert (weights(folder)[name] == tensor).all(), name

@@ -231,8 +231,8 @@ def test_killed_stopped_and_requeued_equals_uninterrupted(
     assert engines.state(cluster, "100")["restarts"] == 2, log
     assert "saved; the job is requeued and resumes" in log
     assert json.loads((folder / "report.json").read_text())["result"]["status"] == "done"
-    for name, tensor in weights(tmp_path / "whole" / "final").items():
-        assert (weights(folder / "final")[name] == tensor).all(), name
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert (weights(folder)[name] == tensor).all(), name
 
 
 def newest(folder: Path) -> int:
