@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from importlib import metadata
 from pathlib import Path
 
@@ -24,9 +23,8 @@ def specs(job: Job) -> list[str]:
             raise UserError(f"--package: {each}: no such file; build it with `pip wheel --no-deps .`")
         if Path(each).is_dir():
             raise UserError(f"--package: {each} is a folder; build a wheel with `pip wheel --no-deps {each}` and give the file")
-    if any(re.match(r"hfstrat\b", Path(each).name) or "hfstrat" in each for each in given):
-        return sorted(given, key=lambda each: "hfstrat" not in each)
-    return [_own(), *given]
+    own = [each for each in given if each.startswith("hfstrat") or "hfstrat" in Path(each).name]
+    return [*(own or [_own()]), *(each for each in given if each not in own)]
 
 
 def _own() -> str:
