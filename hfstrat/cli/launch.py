@@ -107,8 +107,8 @@ def run(recipe: str, overrides: tuple[str, ...], on: str, options: dict[str, Any
         if earlier and earlier.engine == kind.name and engine.is_active(earlier):
             return _join(engine, earlier, plan, action.follow)
     checked = _check_recipe(job, action.dry_run)
-    costs = _costs(job, kind, prices) if prices else []
-    _show(job, kind.name, [*plan.notes, *checked], costs)
+    costs = _costs(engine, prices) if prices else []
+    _show(engine, [*plan.notes, *checked], costs)
     if action.dry_run:
         _show_plan(job, plan)
         return 0
@@ -147,15 +147,16 @@ def _check_recipe(job: Any, offline: bool) -> list[str]:
     return []
 
 
-def _costs(job: Any, kind: Any, file: Path) -> list[str]:
+def _costs(engine: Any, file: Path) -> list[str]:
     """Lines about time and cost."""
     from hfstrat.clusters import prices
 
+    job, kind = engine.job, type(engine)
     found = prices.read(str(file))
     per_hour, basis = found.per_hour(job.nodes, job.gpus, kind.gpu_of(job.options), kind.priced_as(job.options))
     time = predicted(job, kind.gpu_of(job.options))
     lines = [f"time      {time.words()}"]
-    costs = prices.cost_lines(found, per_hour, basis, time, job.limit, job.options.max_restarts + 1)
+    costs = prices.cost_lines(found, per_hour, basis, time, job.limit, engine.restarts + 1)
     return lines + [f"cost      {line}" for line in costs]
 
 
@@ -178,14 +179,16 @@ def predicted(job: Any, gpu: str | None) -> Any:
     return Time(found["seconds"], low, high, basis)
 
 
-def _show(job: Any, engine: str, notes: list[str], costs: list[str]) -> None:
+def _show(engine: Any, notes: list[str], costs: list[str]) -> None:
     """Print the job in a few lines."""
     from hfstrat.recipe import format
 
+    job = engine.job
     machines = f"{format.plural(job.nodes, 'machine')} x {format.plural(job.gpus, 'GPU') if job.gpus else 'no GPU'}"
     processes = f"{format.plural(job.processes, 'process', 'processes')}{f' by {job.config}' if job.config else ''}"
     limit = f", sessions of {format.duration(job.limit)}" if job.limit else ""
-    print(f"job       {job.name} on {engine}: {machines}, {processes}{limit}, at most {job.options.max_restarts} restarts")
+    restarts = f"at most {format.plural(engine.restarts, 'restart')}" if engine.restarts else "no restart"
+    print(f"job       {job.name} on {engine.name}: {machines}, {processes}{limit}, {restarts}")
     for line in costs:
         print(line)
     for note in notes:

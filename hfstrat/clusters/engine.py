@@ -72,6 +72,11 @@ class Engine(ABC):
     def __init__(self, job: Job) -> None:
         self.job = job
 
+    @property
+    def restarts(self) -> int:
+        """How often the engine starts the job again, at most."""
+        return self.job.options.max_restarts
+
     @abstractmethod
     def plan(self) -> Plan:
         """What is written and run. Writes nothing, and asks no other machine.

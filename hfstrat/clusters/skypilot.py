@@ -87,6 +87,10 @@ class SkyPilot(Engine):
         """Whether the job outlives its machines: what it keeps is in a bucket or on a volume."""
         return self.job.options.storage is not None or self.shared
 
+    @property
+    def restarts(self) -> int:
+        return self.job.options.max_restarts if self.is_managed else 0
+
     def plan(self) -> Plan:
         job = self.job
         found, specs = remote.local_places(job), self._specs()

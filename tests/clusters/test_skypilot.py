@@ -122,6 +122,7 @@ def test_a_cluster_keeps_the_result_on_its_disk(
     assert launch(source, *words) == 0
     shown = capfd.readouterr().out
     assert "`sky down hfstrat-chat` removes it" in shown
+    assert "1 machine x no GPU, 1 process, no restart" in shown
     assert "s3cret" not in shown
     assert "s3cret" not in (tmp_path / "runs" / "chat.launch" / "task.yaml").read_text()
     assert launch(source, *words, "--fetch") == 0
