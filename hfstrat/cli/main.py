@@ -11,6 +11,7 @@ import typer
 from typer import Argument, Option
 
 from hfstrat import __version__
+from hfstrat.cli import launch as cli_launch
 from hfstrat.cli import migrate, results, skill
 from hfstrat.errors import INTERRUPTED, RunError, UserError
 
@@ -302,6 +303,7 @@ def schema(report: Annotated[bool, Option("--report", help="The schema of report
 results.add_to(app)
 migrate.add_to(app)
 skill.add_to(app)
+cli_launch.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
