@@ -22,17 +22,20 @@ REFUSED = {  # types that PEFT has and hfstrat does not train, and why
     "XLORA": "it mixes LoRA adapters that exist already, by their folders; train one with `strategy: lora`",
     "POLY": PER_TASK,
     "MULTITASK_PROMPT_TUNING": PER_TASK,
-    "CPT": "it replaces the loss by one of its own, over token types that the data do not have; PROMPT_TUNING has the task's loss",
+    "CPT": "it replaces the loss by one of its own, over token types that the data do not have; PROMPT_TUNING does not",
     "ADALORA": "PEFT adds its regularization in every forward pass, so accumulated batches would give other gradients than one "
     "large batch, and saves neither the averages nor the step of its rank allocation, so a resumed run would differ; write "
     "`strategy: lora`",
+    "P_TUNING": "PEFT saves the embeddings that its encoder computes and not the encoder, so a stopped run could not be resumed; "
+    "PROMPT_TUNING trains such embeddings directly",
     "SHADOW": "PEFT declares parameters of the last block trainable that no output depends on, so they would never move",
 }
-EMBEDDED = ("PROMPT_TUNING", "P_TUNING")  # virtual tokens before the embeddings of a text
+EMBEDDED = ("PROMPT_TUNING",)  # virtual tokens before the embeddings of a text
 CACHED = ("PREFIX_TUNING", "CARTRIDGE")  # virtual tokens as keys and values of each block
 OF_LANGUAGE_MODELS = (*EMBEDDED, *CACHED, "ADAPTION_PROMPT", "TRAINABLE_TOKENS")
+UNMERGED = (*EMBEDDED, *CACHED, "ADAPTION_PROMPT", "LILY")  # what PEFT cannot make part of the base's weights
 REQUIRED = {  # fields without which PEFT fails, and with what to begin
-    **dict.fromkeys((*EMBEDDED, *CACHED), {"num_virtual_tokens": "20"}),
+    **{key: {"num_virtual_tokens": "20"} for key in (*EMBEDDED, *CACHED)},
     "ADAPTION_PROMPT": {"adapter_len": "10", "adapter_layers": "the number of upper blocks to adapt, such as 8"},
     "TRAINABLE_TOKENS": {"token_indices": "a list of token ids, such as [1, 2]"},
 }
@@ -49,7 +52,6 @@ RATES = {  # of its experiments that set one
     "OSF": 5e-5,
     "PREFIX_TUNING": 1e-3,
     "PROMPT_TUNING": 1e-3,
-    "P_TUNING": 5e-4,
     "ROAD": 1e-3,
     "SHIRA": 3e-4,
     "TINYLORA": 1e-3,
@@ -106,6 +108,11 @@ class Peft(StrategySection):
     @model_validator(mode="after")
     def _has_the_fields_of_its_type(self) -> Peft:
         peft_source.section_of(self.peft_type).model_validate(self.options)  # its errors have the paths of these keys
+        if self.options.get("prefix_projection"):
+            raise ValueError(
+                "prefix_projection: PEFT saves what the projection computes and not the projection, so a stopped run could not be "
+                "resumed; set false"
+            )
         for key, example in REQUIRED.get(self.peft_type, {}).items():
             if self.options.get(key) in (None, []):
                 raise ValueError(f"{key}: {self.peft_type} needs it, and PEFT has no default; set it to {example}")
@@ -135,8 +142,8 @@ class Peft(StrategySection):
             return ""
         able = ", ".join(one for one in supported() if peft_source.quantizes(one))
         return (
-            f"PEFT {peft_source.peft_version()} has no {self.peft_type} for layers that bitsandbytes quantized; use {able}, one "
-            "with virtual tokens, or strategy lora"
+            f"PEFT {peft_source.peft_version()} has no {self.peft_type} for layers that bitsandbytes quantized; use {able}, "
+            "one with virtual tokens, or strategy lora"
         )
 
     def training_defaults(self) -> dict[str, Default]:

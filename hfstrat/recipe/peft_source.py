@@ -7,12 +7,14 @@ are written; `tests/recipe/test_peft_source.py` compares it with the imported li
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
+import operator
 import typing
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ConfigDict, Field, create_model
 
@@ -152,7 +154,7 @@ def _field(part: ast.AnnAssign, names: _Names) -> PeftField | None:
     elif part.value is not None:
         default = names.value(part.value)
     annotation = names.type(part.annotation)
-    return PeftField(Optional[annotation] if default is None else annotation, default, text)
+    return PeftField(annotation | None if default is None else annotation, default, text)
 
 
 class _Names(dict[str, Any]):
@@ -194,5 +196,5 @@ class _Names(dict[str, Any]):
         parts = get_args(found)
         enumerated = [one for one in self.values() if get_origin(one) is Literal]
         if str in parts and any(one in enumerated for one in parts):  # Union[AnEnum, str] takes the members only
-            return typing.Union[tuple(one for one in parts if one is not str)]
+            return functools.reduce(operator.or_, (one for one in parts if one is not str))
         return found

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.errors import UserError, first_line
+from hfstrat.models.load import read_config
 from hfstrat.models.parameter_names import CLASS_HEAD
 from hfstrat.recipe import peft as section
 from hfstrat.recipe import peft_source
@@ -24,14 +25,16 @@ from hfstrat.tasks.base import Task
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
+    from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
     from hfstrat.recipe.schema import Model, Recipe
 
 NOT_ON_META = ("ADAMSS", "FROD", "SHIRA")  # what is trained depends on the weights of the base, or PEFT reads them
 ONLY_FLOAT32 = ("OSF",)  # types whose backward pass fails in 16 bits
-UNMERGED = ("ADAPTION_PROMPT", "BEFT", "LILY", "TRAINABLE_TOKENS")  # adapters that PEFT does not merge into every layer
 
 
 class Peft(Adapter[section.Peft]):
@@ -49,8 +52,8 @@ class Peft(Adapter[section.Peft]):
             return
         if kind in section.OF_LANGUAGE_MODELS:
             raise UserError(
-                f"strategy.peft_type: {kind} is for task: causal-lm, since PEFT puts it before or beside token embeddings, where "
-                f"the head of a {task.name} model would read it; use an adapter in the layers, such as IA3, VERA or OFT"
+                f"strategy.peft_type: {kind} is for task: causal-lm, since PEFT puts it before or beside token embeddings, "
+                f"where the head of a {task.name} model would read it; use an adapter in the layers, such as IA3, VERA or OFT"
             )
         if "modules_to_save" not in peft_source.fields(kind):
             raise UserError(
@@ -59,6 +62,7 @@ class Peft(Adapter[section.Peft]):
             )
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
+        self._known = self._known or (recipe, 2)
         super().check(recipe, wrapping, network)
         kind = self.section.peft_type
         if wrapping in (DEEPSPEED, FSDP):
@@ -86,17 +90,15 @@ class Peft(Adapter[section.Peft]):
         kind = self.section.peft_type
         if recipe.objective.name != "sft":
             raise UserError(
-                f"objective: {recipe.objective.name} compares positions of answers, which the virtual tokens of {kind} move; use "
-                "an adapter in the layers, such as IA3, VERA or OFT"
+                f"objective: {recipe.objective.name} compares positions of answers, which the virtual tokens of {kind} move; "
+                "use an adapter in the layers, such as IA3, VERA or OFT"
             )
         if recipe.training.packing is True or recipe.training.packing == "dense":
             raise UserError(
                 f"training.packing: {kind} puts its virtual tokens before the first example of a row only; set false or auto"
             )
         if recipe.evaluation.lm_eval:
-            raise UserError(
-                f"evaluation.lm_eval: the harness would call the model without the virtual tokens of {kind}; remove it"
-            )
+            raise UserError(f"evaluation.lm_eval: the harness would not see the virtual tokens of {kind}; remove it")
         if kind in section.CACHED and recipe.training.activation_checkpointing is True:
             raise UserError(
                 f"training.activation_checkpointing: recomputed blocks would extend the cache that holds the prefix of {kind}; "
@@ -105,7 +107,7 @@ class Peft(Adapter[section.Peft]):
 
     def model_of(self, recipe: Recipe) -> Model:
         """An adapter that cannot be merged is not published as one model with a pooling."""
-        if self.section.peft_type not in UNMERGED:
+        if self.section.peft_type not in section.UNMERGED:
             return recipe.model
         return recipe.model.model_copy(update={"pooling": None if TASKS[recipe.task].text.generates else "class"})
 
@@ -114,12 +116,14 @@ class Peft(Adapter[section.Peft]):
         return None if self.section.peft_type in NOT_ON_META else super().shapes(recipe, labels)
 
     def describe(self, shapes: Shapes, tied: bool) -> Description:
+        if self._known is None:
+            raise UserError(f"strategy.name: PEFT itself counts what {self.section.peft_type} trains, so it is not predicted")
+        from hfstrat.models.load import count_parameters
+
         heads = frozenset(name for name in shapes if CLASS_HEAD.search(name)) if not self._generates else frozenset[str]()
         saved = self.section.options.get("modules_to_save") or []
         whole = frozenset(name for name in shapes if any(part in saved for part in name.split(".")))
         model = self._on_meta()
-        from hfstrat.models.load import count_parameters
-
         return Description(
             Footprint(*count_parameters(model)),
             heads | whole,
@@ -143,7 +147,7 @@ class Peft(Adapter[section.Peft]):
         from hfstrat.models.load import source_of
         from hfstrat.tasks.loading import class_of
 
-        assert self._known is not None, "shapes() notes the recipe"
+        assert self._known is not None
         recipe, labels = self._known
         task, model = TASKS[recipe.task], self.model_of(recipe)
         source, options = source_of(model)
@@ -157,6 +161,21 @@ class Peft(Adapter[section.Peft]):
             return self._wrapped(base, recipe.task, [] if task.text.generates else head_modules(base))
 
     # the run
+
+    def read(self, recipe: Recipe, screen: Console | None = None) -> tuple[PreTrainedTokenizerBase, Data]:
+        tokenizer, data = super().read(recipe, screen)
+        context = (read_config(recipe.model) or {}).get("max_position_embeddings")
+        longest, count = TASKS[recipe.task].rows.longest(data), self.section.virtual_tokens
+        if count and isinstance(context, int) and longest + count > context:
+            raise UserError(
+                f"strategy.num_virtual_tokens: {count} and the longest example of {longest} tokens are more than this model's "
+                f"context of {context}; set data.max_length: {context - count}, or fewer virtual tokens"
+            )
+        return tokenizer, data
+
+    def load(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: Data | None) -> Base:
+        self._known = self._known or (recipe, 2)
+        return super().load(recipe, tokenizer, data)
 
     def build_model(self, base: Base) -> nn.Module:
         from hfstrat.models.virtual_tokens import align

@@ -8,16 +8,15 @@ from hfstrat.recipe.peft import CACHED, EMBEDDED, REFUSED
 from hfstrat.recipe.peft_source import types
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys((*EMBEDDED, *CACHED), {"num_virtual_tokens": 3}),
+    **{key: {"num_virtual_tokens": 3} for key in (*EMBEDDED, *CACHED)},
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2},
     "C3A": {"block_size": 16},
     "FOURIERFT": {"n_frequency": 10},
     "MISS": {"r": 4},
     "PSOFT": {"r": 4},
-    "P_TUNING": {"num_virtual_tokens": 3, "encoder_hidden_size": 8},
     "ROAD": {"group_size": 16},
     "SHIRA": {"r": 2},
-    "TRAINABLE_TOKENS": {"token_indices": [5, 7]},
+    "TRAINABLE_TOKENS": {"token_indices": [5, 7, *range(270, 300)]},
     "VBLORA": {"vector_length": 8, "num_vectors": 16},
     "WAVEFT": {"n_frequency": 10},
 }

@@ -1,8 +1,7 @@
-"""Every type of the installed PEFT is trained under the laws of the other strategies, or refused with a reason before training."""
+"""Every type of the installed PEFT is trained under the laws of the other strategies, or refused with a reason."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
