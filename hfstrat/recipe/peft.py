@@ -26,13 +26,12 @@ REFUSED = {  # types that PEFT has and hfstrat does not train, and why
     "ADALORA": "PEFT adds its regularization in every forward pass, so accumulated batches would give other gradients than one "
     "large batch, and saves neither the averages nor the step of its rank allocation, so a resumed run would differ; write "
     "`strategy: lora`",
-    "P_TUNING": "PEFT saves the embeddings that its encoder computes and not the encoder, so a stopped run could not be resumed; "
+    "P_TUNING": "PEFT saves the embeddings that its encoder computes and not the encoder, so a stopped run would not resume; "
     "PROMPT_TUNING trains such embeddings directly",
     "SHADOW": "PEFT declares parameters of the last block trainable that no output depends on, so they would never move",
 }
 EMBEDDED = ("PROMPT_TUNING",)  # virtual tokens before the embeddings of a text
 CACHED = ("PREFIX_TUNING", "CARTRIDGE")  # virtual tokens as keys and values of each block
-OF_LANGUAGE_MODELS = (*EMBEDDED, *CACHED, "ADAPTION_PROMPT", "TRAINABLE_TOKENS")
 UNMERGED = (*EMBEDDED, *CACHED, "ADAPTION_PROMPT", "LILY")  # what PEFT cannot make part of the base's weights
 REQUIRED = {  # fields without which PEFT fails, and with what to begin
     **{key: {"num_virtual_tokens": "20"} for key in (*EMBEDDED, *CACHED)},
@@ -110,8 +109,8 @@ class Peft(StrategySection):
         peft_source.section_of(self.peft_type).model_validate(self.options)  # its errors have the paths of these keys
         if self.options.get("prefix_projection"):
             raise ValueError(
-                "prefix_projection: PEFT saves what the projection computes and not the projection, so a stopped run could not be "
-                "resumed; set false"
+                "prefix_projection: PEFT saves what the projection computes and not the projection, so a stopped run would not "
+                "resume; set false"
             )
         for key, example in REQUIRED.get(self.peft_type, {}).items():
             if self.options.get(key) in (None, []):

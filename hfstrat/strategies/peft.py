@@ -50,15 +50,15 @@ class Peft(Adapter[section.Peft]):
         kind = self.section.peft_type
         if task.text.generates:
             return
-        if kind in section.OF_LANGUAGE_MODELS:
+        if self.section.virtual_tokens:
             raise UserError(
-                f"strategy.peft_type: {kind} is for task: causal-lm, since PEFT puts it before or beside token embeddings, "
-                f"where the head of a {task.name} model would read it; use an adapter in the layers, such as IA3, VERA or OFT"
+                f"strategy.peft_type: {kind} is for task: causal-lm: PEFT puts virtual tokens before those of the text, where a "
+                f"head for {task.name} would read them; use an adapter in the layers, such as IA3, VERA or OFT"
             )
         if "modules_to_save" not in peft_source.fields(kind):
             raise UserError(
-                f"strategy.peft_type: PEFT's {kind} has no modules_to_save, so the head of a {task.name} model could not be "
-                "trained; use another type, or strategy lora"
+                f"strategy.peft_type: PEFT's {kind} has no modules_to_save, so a head for {task.name} could not be trained; "
+                "use another type, or strategy lora"
             )
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
@@ -234,6 +234,7 @@ def refusals(strategy: section.Peft) -> Iterator[None]:
         key = next((word for word in words if word in strategy.options), words[0] if words else "peft_type")
         hint = ""
         if "target_modules" in words and "target_modules" not in strategy.options:
-            hint = "; name the modules, or set it to all-linear"
+            linear = "" if strategy.peft_type == "LN_TUNING" else ", or set it to all-linear"
+            text, hint = text.rstrip("."), f"; name the modules{linear}"
         version = peft_source.peft_version()
         raise UserError(f"strategy.{key}: PEFT {version} refuses this {strategy.peft_type}: {text}{hint}") from error
