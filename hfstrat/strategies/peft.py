@@ -52,8 +52,8 @@ class Peft(Adapter[section.Peft]):
             return
         if self.section.virtual_tokens:
             raise UserError(
-                f"strategy.peft_type: {kind} is for task: causal-lm: PEFT puts virtual tokens before those of the text, where a "
-                f"head for {task.name} would read them; use an adapter in the layers, such as IA3, VERA or OFT"
+                f"strategy.peft_type: {kind} is for task: causal-lm: PEFT puts virtual tokens before those of the text, where "
+                f"a head for {task.name} would read them; use an adapter in the layers, such as IA3, VERA or OFT"
             )
         if "modules_to_save" not in peft_source.fields(kind):
             raise UserError(
