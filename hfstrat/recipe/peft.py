@@ -118,6 +118,10 @@ class Peft(StrategySection):
         return self
 
     @property
+    def title(self) -> str:
+        return f"{self.name} {self.peft_type}"
+
+    @property
     def options(self) -> dict[str, Any]:
         """The given fields of PEFT's configuration."""
         return dict(self.__pydantic_extra__ or {})

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.errors import UserError, first_line
+from hfstrat.errors import UserError, first_line, quiet_libraries
 from hfstrat.models.load import read_config
 from hfstrat.models.parameter_names import CLASS_HEAD
 from hfstrat.recipe import peft as section
@@ -76,6 +76,7 @@ class Peft(Adapter[section.Peft]):
             )
         if self.section.virtual_tokens:
             self._check_virtual_tokens(recipe)
+        quiet_libraries()
         with refusals(self.section):
             self._config(recipe.task, [])
         if kind in ONLY_FLOAT32:

@@ -1,4 +1,4 @@
-"""A notebook as a user writes one, run by a kernel: own CSV file, training, evaluation, predictions, and the result as a table."""
+"""A notebook as a user writes one, run by a kernel: own CSV file, training, evaluation, predictions, the result as a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ CELLS = {
     "metrics": "run.metrics['accuracy']",
     "evaluate": "_ = run.evaluate('texts.csv')",
     "predict": "run.predict(['the cat sat, nice', 'a dog ran, awful'])",
-    "mistake": "hfstrat.train(model={model!r}, train_dataset=rows, strategy='lora', training={{'max_step': 3}}, output_dir='other')",
+    "mistake": (
+        "hfstrat.train(model={model!r}, train_dataset=rows, strategy='lora', training={{'max_step': 3}}, output_dir='other')"
+    ),
 }
 
 
