@@ -25,7 +25,8 @@ def console(**options: Any) -> Console:
     """A console of rich, which writes plain lines in a notebook."""
     from rich.console import Console
 
-    return Console(highlight=False, force_jupyter=False if in_notebook() else None, **options)
+    plain = False if in_notebook() else None  # a kernel's output calls itself a terminal
+    return Console(highlight=False, force_jupyter=plain, force_terminal=plain, **options)
 
 
 class LiveText:

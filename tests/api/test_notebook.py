@@ -14,8 +14,8 @@ from conftest import WORDS
 CELLS = {
     "rows": "import pandas as pd\nrows = pd.read_csv('texts.csv')",
     "train": (
-        "import hfstrat\nrun = hfstrat.train(task='text-classification', model={model!r}, train_dataset=rows, strategy='lora',\n"
-        "    data={{'eval_size': 0.2}}, training={{'max_steps': 6, 'eval_steps': 3}}, output_dir='run')"
+        "import hfstrat\nrun = hfstrat.train(task='text-classification', model={model!r}, train_dataset=rows,\n"
+        "    strategy='lora', data={{'eval_size': 0.2}}, training={{'max_steps': 6, 'eval_steps': 3}}, output_dir='run')"
     ),
     "run": "run",
     "metrics": "run.metrics['accuracy']",

@@ -78,13 +78,12 @@ def test_a_mistake_in_a_field_is_a_sentence(strategy: dict[str, Any], words: str
 
 
 def test_the_schema_has_the_fields_of_each_type() -> None:
-    schema = Recipe.model_json_schema()
+    validator = jsonschema.Draft202012Validator(Recipe.model_json_schema())
     recipe = {"model": "m", "data": "d.jsonl", "output_dir": "o"}
     for one in TRAINED:
-        jsonschema.validate({**recipe, "strategy": strategy_of(one)}, schema)
+        assert validator.is_valid({**recipe, "strategy": strategy_of(one)}), one
     for wrong in (strategy_of("IA3", r=4), strategy_of("VERA", r="big"), {"name": "peft", "peft_type": "IA4"}):
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({**recipe, "strategy": wrong}, schema)
+        assert not validator.is_valid({**recipe, "strategy": wrong})
 
 
 def test_a_field_that_is_given_with_its_default_is_no_change() -> None:
