@@ -11,6 +11,7 @@ from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
 from hfstrat.recipe.images import Images
 from hfstrat.recipe.objectives import Dpo, Grpo, Kto, ObjectiveSection, Orpo, Sft, Simpo
+from hfstrat.recipe.peft import Peft
 from hfstrat.recipe.section import Default, FromName, PositiveOrAuto, Quantization, Section, from_text, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
@@ -92,7 +93,7 @@ ClassWeights = Annotated[
 ]
 
 
-AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
+AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Peft | Scratch, Field(discriminator="name")]
 
 
 STRATEGIES: dict[str, type[StrategySection]] = {

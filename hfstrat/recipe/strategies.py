@@ -22,6 +22,11 @@ class StrategySection(Section):
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with
 
     @property
+    def title(self) -> str:
+        """The strategy in words, with the method where it stands for several."""
+        return self.name
+
+    @property
     def needs_weights(self) -> bool:
         """Whether `model:` has to name pretrained weights."""
         return not self.random_weights

@@ -231,6 +231,7 @@ def tokens(seen: Seen) -> dict[str, int]:
 
 LABELS = ["task=text-classification", "data.train=LABELED"]
 HEADED = ["task=text-classification", "data.train=LABELED", "strategy={name: head, layer: 3, pooling: mean}"]
+PEFT = "strategy={name: peft, peft_type: IA3}"
 PROBES: dict[str, Probe] = {
     "task": Probe(
         ["task=text-classification", "data.train=LABELED"],
@@ -412,6 +413,10 @@ PROBES: dict[str, Probe] = {
         ["strategy={name: lora, adapter: ADAPTER}"],
         lambda s: (s.adapter.r, bool(s.layer().lora_B["default"].weight.any())),
         (3, True),
+    ),
+    "strategy.peft.name": Probe([PEFT], lambda s: s.model.peft_config["default"].peft_type.value, "IA3", ["strategy=full"]),
+    "strategy.peft.peft_type": Probe(
+        ["strategy.peft_type=VERA"], lambda s: s.model.peft_config["default"].peft_type.value, "VERA", [PEFT]
     ),
     "strategy.head.name": Probe(["strategy=head"], lambda s: s.learning(), {"lm_head.weight"}, ["strategy=full"]),
     "strategy.head.layer": Probe(["strategy.layer=1"], lambda s: s.model.layer, 1, HEADED),
