@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfstrat.comparison import page
-from hfstrat.engine import charts
-from hfstrat.engine.charts import Point
+from hfstrat.pages import charts
+from hfstrat.pages.charts import Point
 from hfstrat.recipe import format
 
 VOID = {"meta", "link", "br", "line", "circle", "rect", "polygon", "polyline", "path"}
