@@ -180,6 +180,38 @@ def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_be
     return _chart(title, (names[0], f"{names[1]}, {better}"), across, up, show, body, [_hint(point, show) for point in found])
 
 
+def agreement(title: str, names: tuple[str, str], points: Sequence[tuple[float, float]], show: Format) -> str:
+    """What is predicted over what is true, with the line on which both are equal; empty without points."""
+    found = [point for point in points if all(map(math.isfinite, point))]
+    if not found:
+        return ""
+    values = [value for point in found for value in point]
+    across, up = axis(values, LEFT, WIDTH - RIGHT, math.inf), axis(values, HEIGHT - BOTTOM, TOP, math.inf)
+    ends = [f"{across.at(end):.1f},{up.at(end):.1f}" for end in (across.low, across.high)]
+    body = [f'<path class="front" d="M{ends[0]}L{ends[1]}"/>', '<g class="s0 dots">']
+    body += [f'<circle cx="{across.at(x):.1f}" cy="{up.at(y):.1f}" r="2.6"/>' for x, y in found]
+    worst = max(found, key=lambda point: abs(point[0] - point[1]))
+    told = f"{len(found)} examples; the largest error is {show(worst[1])} instead of {show(worst[0])}"
+    return _chart(title, names, across, up, (show, show), [*body, "</g>"], [told])
+
+
+def histogram(title: str, names: tuple[str, str], ends: tuple[float, float], counts: Sequence[int], show: Format) -> str:
+    """Counts in intervals of equal width between the ends; empty without any."""
+    if not any(counts) or ends[1] <= ends[0]:
+        return ""
+    across, up = Axis(*ends, LEFT, WIDTH - RIGHT), Axis(0.0, 1.06 * max(counts), HEIGHT - BOTTOM, TOP)
+    width, body = (ends[1] - ends[0]) / len(counts), ['<g class="s0">']
+    for number, count in enumerate(counts):
+        left, right = (ends[0] + place * width for place in (number, number + 1))
+        x, y, floor = across.at(left), up.at(count), HEIGHT - BOTTOM
+        hint = f"{show(left)} to {show(right)}: {count:,}"
+        size = f'width="{max(across.at(right) - x - 1, 0.5):.1f}" height="{floor - y:.1f}"'
+        body.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size}><title>{escape(hint)}</title></rect>')
+    most = max(range(len(counts)), key=lambda at: counts[at])
+    told = f"from {show(ends[0])} to {show(ends[1])}; most, {counts[most]:,}, from {show(ends[0] + most * width)} on"
+    return _chart(title, names, across, up, (show, format.count), [*body, "</g>"], [told])
+
+
 def _hint(point: Point, show: tuple[Format, Format]) -> str:
     interval = "" if point.low is None or point.high is None else f" ({show[1](point.low)} to {show[1](point.high)})"
     return f"{point.label}: {show[1](point.y)}{interval} at {show[0](point.x)}{', Pareto-optimal' if point.on_front else ''}"

@@ -119,6 +119,9 @@ def fit(job: Job, before: list[str]) -> float:
     from hfstrat.tasks.verify import untrained_logits
 
     job.trainer.marker_state["answers"] = before
+    if job.checkpoint:
+        job.progress.speeds += checkpoints.state_of(job.checkpoint).get("speeds", [])
+    job.trainer.marker_state["speeds"] = job.progress.speeds
     if job.untrained is None:  # it is sharded, and runs only now
         job.untrained = untrained_logits(job.trainer.model, job.probe, job.compute_dtype)
     if job.checkpoint:
