@@ -22,8 +22,8 @@ Table = dict[str, Any]
 
 ABOUT_TIMES = (
     "Time is from the start of the process to trained weights: loading, cached computations, training and its evaluations. The "
-    "interval over examples is a paired bootstrap of 2,000 resamples of the evaluation examples. Pareto-optimal: no other recipe "
-    "is at least as good and cheaper, or better at no higher cost."
+    "interval over examples is a paired bootstrap of 2,000 resamples of the evaluation examples. Pareto-optimal: no other "
+    "recipe is at least as good and cheaper, or better at no higher cost."
 )
 ABOUT_CURVES = (
     "One line per seed. Bars are 95% confidence intervals over seeds (with one seed: over examples). The dashed line is the "

@@ -200,6 +200,15 @@ class Bars(Block):
 
 
 @dataclass(frozen=True)
+class Fold(Block):
+    """Tables that are closed at first."""
+
+    name: str
+    tables: Sequence[Table]
+    kind: ClassVar[str] = "fold"
+
+
+@dataclass(frozen=True)
 class Code(Block):
     """Text in a fixed width: commands, a recipe."""
 
@@ -214,7 +223,6 @@ class Section:
 
     title: str
     blocks: Sequence[Block] = ()
-    folded: bool = False  # whether it is closed at first
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -19,19 +20,29 @@ STYLE = HERE / "style.css"
 UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
-def render(page: Page) -> str:
-    """The page as one HTML document."""
-    environment = Environment(
+@functools.cache
+def environment() -> Environment:
+    """The templates, compiled once in a process."""
+    found = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["cut"] = cut
-    environment.globals["numbers"] = itertools.count(1).__next__  # for ids
-    html = environment.get_template("page.html.jinja").render(
-        page=page,
-        sections=named(page.sections),
-        style=Markup(STYLE.read_text(encoding="utf-8").strip()),
-        marker=lambda number: Markup(charts.marker(number, 7, 7, 4.6)),
-        svg=Markup,
+    found.filters["cut"] = cut
+    return found
+
+
+def render(page: Page) -> str:
+    """The page as one HTML document."""
+    html = (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            page=page,
+            sections=named(page.sections),
+            style=Markup(STYLE.read_text(encoding="utf-8").strip()),
+            marker=lambda number: Markup(charts.marker(number, 7, 7, 4.6)),
+            numbers=itertools.count(1).__next__,  # for ids
+            svg=Markup,
+        )
     )
     return visible(html)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from hfstrat import __version__
 from hfstrat.pages import charts
@@ -32,9 +31,7 @@ ABOUT_CURVES = (
     "A point of a curve is a rung: training at a constant rate, then a short cooldown. Bars are 95% confidence intervals over "
     "the rows that choose. The dashed line is the Pareto front."
 )
-ABOUT_IMPORTANCE = (
-    "The share of the variance of first rungs that a setting explains (fANOVA); with few candidates it is rough."
-)
+ABOUT_IMPORTANCE = "The share of the variance of first rungs that a setting explains (fANOVA); with few candidates it is rough."
 INTERRUPTED = "The search was interrupted; the same command continues it."
 
 

@@ -30,7 +30,9 @@ def sections(result: Result, pictures: Pictures) -> list[Section]:
         head = ["target", "MAE", "RMSE", "Pearson", "Spearman"]
         blocks: list[Block] = [Table("Errors and correlations on the evaluation examples", head, rows)]
         drawn = [
-            charts.agreement(f"Predictions of {shorten(row.target, 40)}", ("target", "prediction"), row.points, charts.plain_tick)
+            charts.agreement(
+                f"Predictions of {shorten(row.target, 40)}", ("target", "prediction"), row.points, charts.plain_tick
+            )
             for row in found.targets
             if row.points
         ]
@@ -38,5 +40,7 @@ def sections(result: Result, pictures: Pictures) -> list[Section]:
             blocks += [Charts(drawn), Prose(["On the dashed line a prediction is right."], "faint")]
         shown.append(Section("Targets", blocks))
     if result.mistakes:
-        shown.append(Section("Largest errors", [Prose([ABOUT], "faint"), Cards(cards(result.mistakes, pictures, is_number=True))]))
+        shown.append(
+            Section("Largest errors", [Prose([ABOUT], "faint"), Cards(cards(result.mistakes, pictures, is_number=True))])
+        )
     return shown

@@ -28,10 +28,13 @@ def sections(result: Result, pictures: Pictures, unit: str) -> list[Section]:
         shown.append(Section("Labels", [labels(found.labels), *_confusions(found)]))
     if result.mistakes:
         about = (
-            f"The evaluation {unit}s with a wrong prediction and the highest loss. A low probability of the expected label is a "
-            "confident mistake: of the model, or of the label in the data."
+            f"The evaluation {unit}s with a wrong prediction and the highest loss. A low probability of the expected label is "
+            "a confident mistake: of the model, or of the label in the data."
         )
-        blocks = [Prose([about], "faint"), Cards(cards(result.mistakes, pictures), "small" if any(pictures.mistakes) else "wide")]
+        blocks = [
+            Prose([about], "faint"),
+            Cards(cards(result.mistakes, pictures), "small" if any(pictures.mistakes) else "wide"),
+        ]
         shown.append(Section("Largest mistakes", blocks))
     return shown
 
@@ -66,7 +69,9 @@ def advice(result: Result) -> list[tuple[str, str]]:
     found = []
     if weak:
         named = ", ".join(f"{row.label} ({format.percent(row.f1)})" for row in weak[:3])
-        found.append((f"The labels with the lowest F1 are {named}: look at their mistakes, and add training examples of them.", ""))
+        found.append(
+            (f"The labels with the lowest F1 are {named}: look at their mistakes, and add training examples of them.", "")
+        )
     if rare := [row for row in rows if 0 < row.support < RARE]:
         words = format.plural(len(rare), "label")
         found.append((f"{words} with fewer than {RARE} evaluation examples: their scores are mostly chance.", "data.eval_size"))
