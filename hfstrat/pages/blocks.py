@@ -158,11 +158,11 @@ class Card(NamedTuple):
 class Cards(Block):
     """Examples. Cards beyond `MOST_CARDS` are left out, with a note.
 
-    look: `wide` (one below the other) or `small` (as many as fit in a row).
+    look: `full` (one below the other) or `small` (as many as fit in a row).
     """
 
     cards: Sequence[Card]
-    look: str = "wide"
+    look: str = "full"
     kind: ClassVar[str] = "cards"
 
     @property

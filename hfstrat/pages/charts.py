@@ -117,15 +117,15 @@ def thinned(line: list[tuple[float, float]], most: int = MOST_POINTS) -> list[tu
     return [line[at] for at in sorted(places)]
 
 
-def curves(title: str, names: tuple[str, str], found: list[Curve], show: tuple[Format, Format]) -> str:
-    """Lines over time, steps or tokens; empty without points."""
+def curves(title: str, names: tuple[str, str], found: list[Curve], show: tuple[Format, Format], logs: bool = True) -> str:
+    """Lines over time, steps or tokens; empty without points. `logs`: of a wide range the axis is logarithmic."""
     kept = [Curve(curve.label, curve.number, [thin for line in curve.lines if (thin := thinned(line))]) for curve in found]
     found = [curve for curve in kept if curve.lines]
     points = [point for curve in found for line in curve.lines for point in line]
     if not points:
         return ""
     across = axis([x for x, _ in points], LEFT, WIDTH - RIGHT, 1e9, from_zero=True, is_time=names[0] == TIME)
-    up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP, 2.5)
+    up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP, 2.5 if logs else math.inf)
     body = []
     for curve in found:
         color = f"s{curve.number % COLORS}"

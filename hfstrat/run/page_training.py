@@ -17,7 +17,7 @@ from hfstrat.tasks.report import Report, Result, Run
 from hfstrat.tasks.report_parts import Estimate, LoggedLoss, Measured, Point, Speed
 
 ABOUT_CURVES = "The training loss is the mean since the last log; throughput is that of training steps alone."
-ABOUT_INTERVALS = "Intervals are 95% over examples"
+ABOUT_INTERVALS = "In parentheses are intervals over examples"
 NAMES = {ROWS: "evaluation examples", "control text": "general text, outside of the training data (a check for forgetting)"}
 NAMES[DIVERGENCE] = "divergence from the reference, KL(reference || model) in nats, on answers that the reference sampled"
 EVALUATIONS = 60  # lines of the table of evaluations
@@ -29,7 +29,7 @@ def curves(report: Report, points: list[Point], losses: list[LoggedLoss], speeds
     plain, steps = (format.count, charts.plain_tick), ("step",)
     lines = [
         Curve("training", 0, [[(float(one.step), one.loss) for one in losses]]),
-        Curve("evaluation", 1, [[(one.step, one.eval_loss) for one in points]]),
+        Curve("evaluation", 1, [[(float(one.step), one.eval_loss) for one in points]]),
     ]
     unit = verdict.named(report, "loss")
     drawn = [charts.curves("Loss", (*steps, unit), _drawable(lines), plain)]
@@ -38,15 +38,16 @@ def curves(report: Report, points: list[Point], losses: list[LoggedLoss], speeds
         show = (format.count, lambda value: charts.quality_tick(value, metric))
         name = verdict.named(report, metric)
         title = f"Evaluation: {name}"
-        drawn.append(charts.curves(title, (*steps, name), _drawable([Curve("evaluation", 1, [values])]), show))
+        line = _drawable([Curve("evaluation", 1, [values])])
+        drawn.append(charts.curves(title, (*steps, name), line, show, logs=False))
     for title, name, found in (
         ("Learning rate", "learning rate", [(one.step, one.learning_rate) for one in losses]),
         ("Gradient norm", "norm before clipping", [(one.step, one.grad_norm) for one in losses]),
         ("Throughput", "tokens/s", [(one.step, one.tokens_per_second) for one in speeds]),
     ):
         known = [(float(step), value) for step, value in found if value is not None]
-        show = (format.count, format.count) if title == "Throughput" else plain
-        drawn.append(charts.curves(title, (*steps, name), _drawable([Curve(title, 0, [known])]), show))
+        show, line = (format.count, format.count) if title == "Throughput" else plain, _drawable([Curve(title, 0, [known])])
+        drawn.append(charts.curves(title, (*steps, name), line, show, logs=title == "Gradient norm"))
     drawn = [chart for chart in drawn if chart]
     if not drawn:
         return []
@@ -83,7 +84,7 @@ def _evaluations(report: Report, points: list[Point]) -> Table:
 def metrics(report: Report, result: Result) -> list[Section]:
     """Each metric before and after training, with intervals; of a report without them the metrics alone."""
     tables = [measured(report, NAMES.get(name, name), one) for name, one in result.measured.items()]
-    how = [f"{ABOUT_INTERVALS} ({result.interval})." if result.interval else f"{ABOUT_INTERVALS}."]
+    how = [f"{ABOUT_INTERVALS}{f': {result.interval}' if result.interval else ''}."]
     if ROWS not in result.measured:
         before = result.metrics_before or {}
         rows = [

@@ -8,6 +8,7 @@ from hfstrat.data.prepare import FEW_ROWS
 from hfstrat.evaluation.suite import CONTROL, ROWS
 from hfstrat.objectives import task_of
 from hfstrat.pages.blocks import BAD, GOOD, PLAIN, UNCLEAR, Line, Verdict
+from hfstrat.publish.card import METRICS
 from hfstrat.recipe import format
 from hfstrat.run import simple_models
 from hfstrat.tasks.report import Failure, Report, Result
@@ -42,7 +43,7 @@ def higher_is_better(report: Report, metric: str) -> bool:
 def named(report: Report, metric: str) -> str:
     """A metric in words, with the unit of the loss."""
     unit = task_of(report.run.recipe).text.loss_unit
-    return f"loss ({unit})" if metric == "loss" else metric.replace("_", " ")
+    return METRICS[metric].name.format(unit=unit) if metric in METRICS else metric.replace("_", " ")
 
 
 def headline(report: Report, result: Result, worse: bool) -> Line:
@@ -64,9 +65,9 @@ def headline(report: Report, result: Result, worse: bool) -> Line:
     text += f": a difference of {format.difference(metric, change.value)}{bounds(metric, change, is_difference=True)}"
     improved = (change.value > 0) == higher_is_better(report, metric)
     if change.low is None or change.high is None:
-        return Line(f"{text}; without an interval, since there are too few examples.", UNCLEAR)
+        return Line(f"{text}; without an interval, since there are too few examples.", BAD if worse else UNCLEAR)
     if change.low <= 0 <= change.high:
-        return Line(f"{text}, {CHANCE}.", UNCLEAR)
+        return Line(f"{text}, {CHANCE}.", BAD if worse else UNCLEAR)
     if not improved:
         return Line(f"{text}. Training made the model worse.", BAD)
     return Line(f"{text}.", BAD if worse else GOOD)
@@ -104,8 +105,12 @@ def _baselines(report: Report, result: Result) -> Iterator[Line]:
             yield Line(f"The baseline {_about(one)} is better than the result.", BAD)
     others = [one for one in found if not is_better(one, downward=higher_is_better(report, one.metric))]
     equal = [one for one in others if not is_better(one, downward=not higher_is_better(report, one.metric))]
+    if unknown := [one for one in equal if one.difference.low is None]:
+        names = ", ".join(one.name for one in unknown)
+        yield Line(f"There are too few evaluation examples to compare the result with the baselines ({names}).", UNCLEAR)
     for one in equal:
-        yield Line(f"The result cannot be told apart from the baseline {_about(one)}.", UNCLEAR)
+        if one not in unknown:
+            yield Line(f"No difference was measured between the result and the baseline {_about(one)}.", UNCLEAR)
     beaten = [one for one in others if one not in equal]
     if beaten:
         sign = 1 if higher_is_better(report, beaten[0].metric) else -1

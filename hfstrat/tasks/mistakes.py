@@ -21,9 +21,9 @@ def _card(at: int, one: Mistake, source: str, is_number: bool) -> Card:
     if one.score is None:
         note = ""
     elif is_number:
-        note = f"\nabsolute error {one.score:.4g}"
+        note = f" (error {one.score:.4g})"
     else:
-        note = f"\nprobability {format.percent(one.score)}"
+        note = f" ({format.percent(one.score)})"
     expected, predicted = (one.expected, one.predicted + note) if is_number else (one.expected + note, one.predicted)
     described = f"evaluation image {at + 1}: expected {one.expected}, predicted {one.predicted}"
     picture = Picture(source, described) if source else None

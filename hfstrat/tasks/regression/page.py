@@ -41,6 +41,8 @@ def sections(result: Result, pictures: Pictures) -> list[Section]:
         shown.append(Section("Targets", blocks))
     if result.mistakes:
         shown.append(
-            Section("Largest errors", [Prose([ABOUT], "faint"), Cards(cards(result.mistakes, pictures, is_number=True))])
+            Section(
+                "Largest errors", [Prose([ABOUT], "faint"), Cards(cards(result.mistakes, pictures, is_number=True), "small")]
+            )
         )
     return shown

@@ -33,7 +33,7 @@ def sections(result: Result, pictures: Pictures, unit: str) -> list[Section]:
         )
         blocks = [
             Prose([about], "faint"),
-            Cards(cards(result.mistakes, pictures), "small" if any(pictures.mistakes) else "wide"),
+            Cards(cards(result.mistakes, pictures), "small"),
         ]
         shown.append(Section("Largest mistakes", blocks))
     return shown
