@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 LONGEST = 2_000  # characters of a text that is shown
+NOTE = 80  # characters for the note about what is left out
 MOST_CARDS = 24
 MOST_ROWS = 200  # of a table
 GOOD, BAD, UNCLEAR, PLAIN = "good", "bad", "unclear", "plain"  # tones of a sentence
@@ -237,8 +238,8 @@ class Page:
 
 
 def cut(text: str, most: int = LONGEST) -> str:
-    """A text of at most `most` characters; of a longer one the beginning, and how much is left out."""
-    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters are not shown)"
+    """A text of about `most` characters; of a longer one the beginning, and how much is left out; idempotent."""
+    return text if len(text) <= most + NOTE else f"{text[:most]} … ({len(text) - most:,} more characters are not shown)"
 
 
 def shorten(text: str, most: int) -> str:

@@ -28,7 +28,7 @@ def advice(report: Report, result: Result) -> list[Advice]:
 
 def _training(report: Report, result: Result) -> Iterator[Advice]:
     for one in result.simple_models:
-        if verdict.is_better(one, downward=verdict.higher_is_better(report, one.metric)):
+        if verdict.is_worse(report, one):
             words = simple_models.advice_on(one.name)
             yield f"The baseline {one.name} is better: {words}.", ""
     if result.best_step == 0:

@@ -31,7 +31,7 @@ NOTHING: dict[str, Any] = {  # that an evaluation trains
 
 
 def write_safely(request: Request, say: Callable[[str], None]) -> Path | None:
-    """Write the page beside the JSON file of an evaluation; a mistake of this code is a warning, since the numbers are there."""
+    """Write the page beside the JSON file of an evaluation; a mistake of this code is only a warning."""
     if not request.output:
         return None
     file = Path(request.output)

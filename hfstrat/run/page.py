@@ -9,7 +9,7 @@ from typing import Any
 from hfstrat import __version__, strategies
 from hfstrat.errors import first_line
 from hfstrat.objectives import task_of
-from hfstrat.pages.blocks import Bullets, Fact, Facts, Page, Section
+from hfstrat.pages.blocks import Bullets, Fact, Facts, Page, Section, cut
 from hfstrat.pages.render import render
 from hfstrat.publish.scrub import Scrubber
 from hfstrat.recipe import format
@@ -121,7 +121,16 @@ def without_paths(report: Report) -> Report:
     public: dict[str, Any] = scrubber.value(stored)
     for name, value in quoted.items():
         if value is not None:
-            public["result"][name] = scrubber.quotes(value)
+            public["result"][name] = scrubber.quotes(shortened(value))
     if shown is not None:
-        public["run"]["data"]["shown"] = scrubber.quotes(shown)
+        public["run"]["data"]["shown"] = scrubber.quotes(shortened(shown))
     return Report.model_validate(public)
+
+
+def shortened(value: Any) -> Any:
+    """A JSON value whose texts are cut as they are shown, so that what is not shown takes no time."""
+    if isinstance(value, dict):
+        return {name: shortened(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [shortened(each) for each in value]
+    return cut(value) if isinstance(value, str) else value

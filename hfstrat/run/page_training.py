@@ -34,7 +34,7 @@ def curves(report: Report, points: list[Point], losses: list[LoggedLoss], speeds
     unit = verdict.named(report, "loss")
     drawn = [charts.curves("Loss", (*steps, unit), _drawable(lines), plain)]
     if metric != "loss":
-        values = [(one.step, value) for one in points if (value := _extra(one, metric)) is not None]
+        values = [(float(one.step), value) for one in points if (value := _extra(one, metric)) is not None]
         show = (format.count, lambda value: charts.quality_tick(value, metric))
         name = verdict.named(report, metric)
         title = f"Evaluation: {name}"

@@ -26,7 +26,7 @@ def verdict(report: Report) -> Verdict:
         lines = [Line(f"{result.message[:1].upper()}{result.message[1:]}", PLAIN)] if result.message else []
         return Verdict(Line(f"The run {words}.", BAD), lines)
     lines = list(reasons(report, result))
-    worse = any(is_better(one, not higher_is_better(report, one.metric)) for one in result.simple_models)
+    worse = any(is_worse(report, one) for one in result.simple_models)
     return Verdict(headline(report, result, worse), lines)
 
 
@@ -81,10 +81,19 @@ def bounds(metric: str, entry: Estimate | None, is_difference: bool = False) -> 
     return f" (95% interval {show(metric, entry.low)} to {show(metric, entry.high)})"
 
 
-def is_better(one: SimpleModel, downward: bool) -> bool:
-    """Whether the result differs from a baseline beyond chance: upward, or `downward`."""
+def is_worse(report: Report, one: SimpleModel) -> bool:
+    """Whether the result is worse than a baseline beyond chance."""
+    return _differs(one, upward=not higher_is_better(report, one.metric))
+
+
+def is_better(report: Report, one: SimpleModel) -> bool:
+    """Whether the result is better than a baseline beyond chance."""
+    return _differs(one, upward=higher_is_better(report, one.metric))
+
+
+def _differs(one: SimpleModel, upward: bool) -> bool:
     low, high = one.difference.low, one.difference.high
-    return low is not None and high is not None and (high < 0 if downward else low > 0)
+    return low is not None and high is not None and (low > 0 if upward else high < 0)
 
 
 def reasons(report: Report, result: Result) -> Iterator[Line]:
@@ -101,17 +110,16 @@ def reasons(report: Report, result: Result) -> Iterator[Line]:
 def _baselines(report: Report, result: Result) -> Iterator[Line]:
     found = result.simple_models
     for one in found:
-        if is_better(one, downward=higher_is_better(report, one.metric)):
+        if is_worse(report, one):
             yield Line(f"The baseline {_about(one)} is better than the result.", BAD)
-    others = [one for one in found if not is_better(one, downward=higher_is_better(report, one.metric))]
-    equal = [one for one in others if not is_better(one, downward=not higher_is_better(report, one.metric))]
+    beaten = [one for one in found if is_better(report, one)]
+    equal = [one for one in found if one not in beaten and not is_worse(report, one)]
     if unknown := [one for one in equal if one.difference.low is None]:
         names = ", ".join(one.name for one in unknown)
         yield Line(f"There are too few evaluation examples to compare the result with the baselines ({names}).", UNCLEAR)
     for one in equal:
         if one not in unknown:
             yield Line(f"No difference was measured between the result and the baseline {_about(one)}.", UNCLEAR)
-    beaten = [one for one in others if one not in equal]
     if beaten:
         sign = 1 if higher_is_better(report, beaten[0].metric) else -1
         best = max(beaten, key=lambda one: sign * (one.value.value or 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -118,7 +119,7 @@ def _has_landmarks(found: Reader) -> None:
     levels = [HEADINGS.index(name) + 1 for name, _, _ in found.tags if name in HEADINGS]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    for before, after in zip(levels, levels[1:], strict=False):
+    for before, after in itertools.pairwise(levels):
         assert after <= before + 1, "a level of headings is left out"
     links = [each["href"] for each in found.named("a")]
     sections = [f"#{each['id']}" for each in found.named("h2")]
