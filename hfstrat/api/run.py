@@ -146,9 +146,9 @@ class Run:
             return f"<p>model {html.escape(self.folder)}</p>"
         from hfstrat.run.verdict import verdict
 
-        run, result, found = self._report.run, self._report.finished, verdict(self._report)
-        lines = "".join(f"<li><b>{line.word}:</b> {html.escape(line.text)}</li>" for line in found.lines)
-        told = f"<p><b>{html.escape(found.headline.text)}</b></p><ul>{lines}</ul>"
+        run, result, judged = self._report.run, self._report.finished, verdict(self._report)
+        lines = "".join(f"<li><b>{line.word}:</b> {html.escape(line.text)}</li>" for line in judged.lines)
+        told = f"<p><b>{html.escape(judged.headline.text)}</b></p><ul>{lines}</ul>"
         rows = [("strategy", run.strategy), ("model", run.recipe.model.name_or_path or "random weights")]
         rows += [("data", ", ".join(Path(source.path).name for source in run.recipe.data.train)), ("result", self.folder)]
         rows += [("time", format.duration(result.total_seconds)), ("memory", format.memory(result.peak_memory_bytes))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from hfstrat import __version__
@@ -38,7 +39,9 @@ INTERRUPTED = "The search was interrupted; the same command continues it."
 def render(table: Table, folder: Path | None = None) -> str:
     """The page of a search; `folder` has the winner's run."""
     scrubbed: Table = Scrubber({}).value(table)
-    return render_page(page_of(scrubbed, run_page.sections_of(folder) if folder else []))
+    first, *others = (run_page.sections_of(folder) if folder else []) or [None]
+    of_winner = [] if first is None else [replace(first, title="The winner's run"), *others]
+    return render_page(page_of(scrubbed, of_winner))
 
 
 def publish(folder: Path, table: Table) -> None:
