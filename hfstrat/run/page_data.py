@@ -64,7 +64,10 @@ def _examples(shown: Sequence[Shown], pictures: Pictures) -> list[Block]:
         return []
     has_masks = any(each.supervised is not None for each in shown)
     about = ABOUT_MASKS if has_masks else ABOUT_TARGETS if any(each.target for each in shown) else ""
-    return [*([Prose([about], "faint")] if about else []), Cards([_card(each) for each in shown])]
+    return [
+        *([Prose([about], "faint")] if about else []),
+        Cards([_card(each) for each in shown], "full" if has_masks else "small"),
+    ]
 
 
 def _labels(shown: Sequence[Shown]) -> str:

@@ -39,8 +39,8 @@ INTERRUPTED = "The search was interrupted; the same command continues it."
 def render(table: Table, folder: Path | None = None) -> str:
     """The page of a search; `folder` has the winner's run."""
     scrubbed: Table = Scrubber({}).value(table)
-    first, *others = (run_page.sections_of(folder) if folder else []) or [None]
-    of_winner = [] if first is None else [replace(first, title="The winner's run"), *others]
+    found = run_page.sections_of(folder) if folder else []
+    of_winner = [*(replace(first, title="The winner's run") for first in found[:1]), *found[1:]]
     return render_page(page_of(scrubbed, of_winner))
 
 
