@@ -105,7 +105,7 @@ browser: $(VENV)/.browser
 
 # Debian's Chromium and its driver; Selenium drives them
 $(VENV)/.browser: pyproject.toml constraints.txt | $(VENV)/.installed
-	command -v chromium chromedriver || \
+	command -v chromium && command -v chromedriver || \
 	  { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium chromium-driver; }
 	$(PIP) --editable '.[browser]'
 	touch $@

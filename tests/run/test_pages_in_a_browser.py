@@ -11,8 +11,10 @@ import pytest
 from helpers import page_runs
 from helpers.page_reports import KINDS, report, stored
 from helpers.pages import check
+from helpers.runs import run, stop_at
 
 from hfstrat.pages.render import render
+from hfstrat.recipe.load import load_recipe
 from hfstrat.run import page
 from hfstrat.tasks.base import Pictures
 from hfstrat.tasks.report import parse
@@ -210,7 +212,26 @@ def test_the_page_of_a_search_and_of_a_comparison_are_in_the_same_style(chromium
         assert not [each for each in marks if each[0] < LARGE]
 
 
-@pytest.mark.parametrize("kind", ["sft", "classes", "head", "numbers", "pictures", "dpo", "kto", "grpo"])
+def test_an_interrupted_run_has_a_page_and_keeps_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows how far the run came; the page of the resumed run has the throughput of both sessions."""
+    file, *overrides = page_runs.sft(tmp_path)
+    loaded = load_recipe(file, overrides)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            run(loaded)
+    folder = Path(loaded.recipe.output_dir)
+    stopped = check((folder / "report.html").read_text())
+    assert "The run was interrupted." in stopped.words
+    assert "Gradient norm" in stopped.words
+    assert str(tmp_path) not in stopped.text
+    result = run(loaded)["result"]
+    assert [one["step"] for one in result["speeds"]] == [one["step"] for one in result["losses"]] == list(range(1, 13))
+    assert all({"learning_rate", "grad_norm"} <= set(one) for one in result["losses"])
+    check((folder / "report.html").read_text())
+
+
+@pytest.mark.parametrize("kind", ["sft", "classes", "head", "numbers", "pictures", "dpo", "grpo"])
 def test_real_runs_have_pages(tmp_path: Path, kind: str) -> None:
     """A short run of each kind writes a page that keeps the laws; needs no browser."""
     folder = page_runs.make(kind, tmp_path / "made")
