@@ -197,6 +197,41 @@ def test_an_interrupted_search_finishes_the_best_and_continues(encoder: Path, da
     assert [trial.rungs[:1] for trial in trials_of(asked)][: len(before) - 1] == [trial.rungs[:1] for trial in before][:-1]
 
 
+class WithCheckpoints(Played):
+    """Rungs leave the checkpoint before their cooldown, as real ones do."""
+
+    def run(self, file: Path, result: Path, look: Any) -> dict[str, Any]:
+        answer = super().run(file, result, look)
+        if file.name.startswith("rung") and not answer.get("is_complete", True):
+            Path(str(file).removesuffix(".job.json"), f"checkpoint-{answer['trunk']}").mkdir(parents=True)
+        return answer
+
+
+def test_a_finished_search_is_extended_by_a_longer_time(encoder: Path, data: Path, tmp_path: Path) -> None:
+    """The winner is continued from its checkpoint, the only one that is left; the others are compared, and never continued."""
+    asked, clock = options(encoder, data, tmp_path / "run", time=100.0), Clock()
+    first = play(asked, WithCheckpoints(clock))
+    kept = [str(path.relative_to(asked.folder)) for path in asked.folder.glob("trials/*/*/checkpoint-*")]
+    assert len(kept) == 1
+    assert kept[0].startswith(f"trials/{first['winner']:03d}/")
+    before = trials_of(asked)
+
+    clock.now += 5000  # a day later
+    again, began = WithCheckpoints(clock), clock.now
+    second = play(options(encoder, data, tmp_path / "run", time=300.0), again)
+    assert 150 < clock.now - began <= 1.05 * 200
+    for old, new in zip(before, trials_of(asked), strict=False):
+        assert new.rungs[: len(old.rungs)] == old.rungs
+        assert old.number == first["winner"] or not old.rungs or new.rungs == old.rungs
+    started = [job["overrides"] for job in again.jobs if job["kind"] == "rung"]
+    assert any(kept[0] in override for overrides in started for override in overrides), "the winner is continued"
+    assert second["trials"][0]["quality"] >= first["trials"][0]["quality"]
+
+    idle = WithCheckpoints(clock)
+    play(options(encoder, data, tmp_path / "run", time=300.0), idle)
+    assert [job["kind"] for job in idle.jobs] == ["final"], "the time is over"
+
+
 def test_mistakes_are_refused_before_anything_is_written(encoder: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
 
