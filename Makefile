@@ -3,6 +3,7 @@
 # make check        ruff, types, tests
 # make docs         the documentation as a site, into site/
 # make test-deepspeed, make test-extras   what needs packages that nothing else does; they install them
+# make test-browser the pages in headless Chromium; make browser installs it (Debian; as root, or with sudo)
 # make soak         200 kills, each survived bit for bit
 # make bench        the benchmarks, into benchmarks/results/
 
@@ -16,13 +17,15 @@ DATA   := data/docstrings
 TEXT   := data/stdlib
 PAIRS  := data/preferences
 JSON   := data/json_answers
+# for apt-get
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 # DeepSpeed has a folder of its own, since libraries that find it behave differently
 ZERO   := .deepspeed
 
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart install test test-slow test-gpu test-deepspeed test-extras deepspeed extras soak lint types check docs bench clean
+.PHONY: quickstart install test test-slow test-gpu test-deepspeed test-extras test-browser deepspeed extras browser soak lint types check docs bench clean
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/hfstrat train recipes/quickstart.yaml --overwrite
@@ -93,6 +96,19 @@ extras: $(VENV)/.extras
 
 $(VENV)/.extras: pyproject.toml constraints.txt | $(VENV)/.installed
 	$(PIP) --editable '.[trackers,serving,onnx]' wandb mlflow-skinny
+	touch $@
+
+# the pages as Chromium shows them
+test-browser: browser
+	$(BIN)/python -m pytest tests/run/test_pages_in_a_browser.py tests/comparison/test_comparison_page.py -rs
+
+browser: $(VENV)/.browser
+
+# Debian's Chromium and its driver; Selenium drives them
+$(VENV)/.browser: pyproject.toml constraints.txt | $(VENV)/.installed
+	command -v chromium && command -v chromedriver || \
+	  { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium chromium-driver; }
+	$(PIP) --editable '.[browser]'
 	touch $@
 
 lint: $(VENV)/.installed

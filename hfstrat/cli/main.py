@@ -66,6 +66,11 @@ def train(
 
         with located(loaded):
             sequences_per_process(loaded.recipe.training.global_batch_size, started.processes)
+    if started.processes == 1:
+        from hfstrat.advisor.recipes import before_run
+        from hfstrat.run.prediction import for_environment
+
+        started.environment.update(for_environment(loaded.recipe, before_run(loaded)))
     print(f"hfstrat {__version__}, command: {started.line()}", flush=True)
     if num_machines is None and started.processes < (gpus := launch.count_gpus()):
         print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)

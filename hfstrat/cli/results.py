@@ -85,7 +85,9 @@ def evaluate(
         list[str] | None, Option(metavar="TASK", help="Task of lm-evaluation-harness: name or YAML file")
     ] = None,
     include_path: Annotated[str | None, Option(metavar="FOLDER", help="Folder of further tasks for --lm-eval")] = None,
-    output: Annotated[Path | None, Option("--json", metavar="FILE", help="Write all results to this file")] = None,
+    output: Annotated[
+        Path | None, Option("--json", metavar="FILE", help="Write all results to this file, and a page beside it")
+    ] = None,
     num_processes: Annotated[int | None, Option(min=1, metavar="N", help="Number of processes that share the examples")] = None,
     quantization: Form = "recorded",
 ) -> None:
@@ -99,14 +101,19 @@ def evaluate(
     given = [f"evaluation.{key}={json.dumps(value)}" for key, value in values.items() if value]
     changed, file = [*given, *(overrides or [])], str(output) if output else None
     request = evaluation.Request(target, against, data, changed, file, quantization)
+    from hfstrat.run import evaluation_page
+
     if (num_processes or 1) == 1:
         evaluation.evaluate(request)
+        evaluation_page.write_safely(request, print)
         return
     from hfstrat.run import launch
 
     request.check()
     started = launch.plan_launch([request.to_json()], None, num_processes, program="hfstrat.evaluation.evaluate")
-    raise typer.Exit(launch.start(started))
+    if (code := launch.start(started)) == 0:
+        evaluation_page.write_safely(request, print)
+    raise typer.Exit(code)
 
 
 def _names(values: list[str] | None) -> list[str]:

@@ -14,14 +14,17 @@ from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Prepared, Strategy
 from hfstrat.strategies.description import Description, Footprint, count
+from hfstrat.strategies.frozen import page
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.models.load import Base
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.base import Task
+    from hfstrat.tasks.report import Result
     from hfstrat.trainer.train_data import TrainData
 
 
@@ -144,3 +147,6 @@ class Partial(Strategy[section.Partial]):
         from hfstrat.models.load import cast_weights
 
         cast_weights(model, base.compute_dtype)  # the frozen weights are in this precision already
+
+    def sections(self, result: Result) -> list[Section]:
+        return page.sections(result)

@@ -50,6 +50,8 @@ class ProgressReport(TrainerCallback):
         self.curve: list[dict[str, float]] = []  # evaluations during training, with step, tokens and seconds since its start
         self._started = self._since = self._last_line = 0.0
         self._seen = 0  # tokens, if the trainer counts them
+        self.speeds: list[dict[str, float]] = []  # tokens per second between logs; a resumed run has those of its start too
+        self._logged = (0, 0.0)  # tokens and seconds at the last log
 
     @property
     def tokens_per_second(self) -> float:
@@ -116,7 +118,14 @@ class ProgressReport(TrainerCallback):
         if logs and "loss" in logs:
             self.measured = "reward" if "reward" in logs else "loss"  # the loss of a policy gradient says nothing
             self.loss = logs[self.measured]
+            self._note_speed(state.global_step)
             self._show(state, self._since)
+
+    def _note_speed(self, step: int) -> None:
+        tokens, seconds = self.tokens - self._logged[0], self.seconds - self._logged[1]
+        if tokens > 0 and seconds > 0:
+            self.speeds.append({"step": step, "tokens_per_second": tokens / seconds})
+        self._logged = (self.tokens, self.seconds)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._since = time.monotonic()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
 
 NAME = "image-classification"
+THUMBNAIL, SHEET = 200, 1000  # pixels of the longer side of a picture on a page
 PROCESSOR = "preprocessor_config.json"
 
 
@@ -85,6 +86,17 @@ class ImageRows(Rows):
         from hfstrat.data.contact_sheet import draw
 
         return draw(data, file)
+
+    def sheet(self, data: Any) -> bytes:
+        from hfstrat.data.contact_sheet import jpeg, sheet_of
+
+        return jpeg(sheet_of(data)[0], SHEET)
+
+    def picture(self, example: Any) -> bytes:
+        from hfstrat.data.contact_sheet import jpeg
+        from hfstrat.data.image_batches import open_row
+
+        return jpeg(open_row(example) if isinstance(example, dict) else ref_of(example).open(), THUMBNAIL)
 
     def prepare(
         self,
