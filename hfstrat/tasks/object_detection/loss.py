@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hfstrat.data.render import IGNORED
+from hfstrat.models.batch_norm import contiguous_gradients
 from hfstrat.tasks.object_detection.families import DISTRIBUTION, FOCAL, GROUPED, SOFTMAX, VARIFOCAL
 
 Targets = list[dict[str, torch.Tensor]]
@@ -58,6 +59,7 @@ def bind(model: Any) -> Callable[[], None]:
         What undoes it.
     """
     forward, sums = model.forward, SUMS_OF[model.config.model_type]
+    free = contiguous_gradients(model)
 
     def bound(
         pixel_values: torch.Tensor,
@@ -79,6 +81,7 @@ def bind(model: Any) -> Callable[[], None]:
     model.forward, model.loss_function = bound, loss_function
 
     def undo() -> None:
+        free()
         del model.forward, model._loss_function
 
     return undo
@@ -123,7 +126,9 @@ def softmax_criterion(config: Any, like: torch.Tensor) -> Any:
     from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
     matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-    return ImageLoss(matcher, config.num_labels, config.eos_coefficient, ["labels", "boxes"]).to(like)
+    criterion = ImageLoss(matcher, config.num_labels, config.eos_coefficient, ["labels", "boxes"])
+    criterion.empty_weight = criterion.empty_weight.to(like)
+    return criterion
 
 
 def softmax_sums(
