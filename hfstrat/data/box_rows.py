@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 MOST_UNUSABLE = 0.05  # share of the boxes that may be left out
 SHOWN = 3
-CLIPPED, FLAT, OUTSIDE = (
-    "reach over the border of their image and are clipped",
-    "have no area and are left out",
-    "lie outside of their image and are left out",
-)
+CLIPPED, FLAT, OUTSIDE = "clipped", "flat", "outside"
+WORDS = {  # of one box, and of several
+    CLIPPED: ("reaches over the border of its image and is clipped", "reach over the border of their image and are clipped"),
+    FLAT: ("has no area and is left out", "have no area and are left out"),
+    OUTSIDE: ("lies outside of its image and is left out", "lie outside of their image and are left out"),
+}
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Counted:
     def lines(self) -> list[str]:
         """What to know about the boxes, in words."""
         lines = [
-            f"warning: {plural(count, 'box', 'boxes')} {what}: in {', '.join(self.images[what])}"
+            f"warning: {plural(count, 'box', 'boxes')} {WORDS[what][count > 1]}: in {', '.join(self.images[what])}"
             for what, count in sorted(self.names.items())
         ]
         if self.empty:

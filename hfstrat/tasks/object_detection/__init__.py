@@ -294,6 +294,7 @@ class BoxText(ImageText):
 
     pipeline = NAME
     unit = "box"
+    finds_boxes = True
 
     def outputs(  # type: ignore[override]
         self, model: Any, texts: Any, prompt: Any, dtype: torch.dtype, threshold: float = THRESHOLD
@@ -326,6 +327,14 @@ class BoxText(ImageText):
         scores, labels, boxes = kept_of(texts.processor, outputs["logits"], outputs["pred_boxes"], size, threshold)[0]
         found = zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
         return [Found(model.config.id2label[label], score, tuple(box)) for label, score, box in found]
+
+    def draw(self, image: Any, outputs: Any, file: Path) -> None:
+        from hfstrat.data.box_drawing import draw_boxes
+
+        names = sorted({one.label for one in outputs})
+        texts = [f"{one.label} {one.score:.0%}" for one in outputs]
+        labels = [names.index(one.label) for one in outputs]
+        draw_boxes(image.open(), [one.box for one in outputs], labels, texts, len(names)).save(file)
 
     def line(self, outputs: Any) -> str:
         counts = {one.label: sum(each.label == one.label for each in outputs) for one in outputs}
