@@ -63,7 +63,9 @@ def predict(
     image: Annotated[list[str] | None, Option(help="An image file or a folder of them; can be given several times")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write inputs, labels and scores to this .jsonl file")] = None,
     draw: Annotated[Path | None, Option(help="Of a detector: write the images with their boxes into this folder")] = None,
-    threshold: Annotated[float | None, Option(min=0.0, max=1.0, help="Of a detector: least score of a box [default: 0.5]")] = None,
+    threshold: Annotated[
+        float | None, Option(min=0.0, max=1.0, help="Of a detector: least score of a box [default: 0.5]")
+    ] = None,
     quantization: Form = "recorded",
 ) -> None:
     """Classify texts or images, or find objects in images, with a trained model."""

@@ -139,7 +139,9 @@ def _coco_boxes(
         if not isinstance(one, dict) or "bbox" not in one:
             raise UserError(f"{key}: {source}: annotation {place + 1} has no bbox")
         if one.get("image_id") not in known:
-            raise UserError(f"{key}: {source}: annotation {place + 1} is of image {one.get('image_id')}, which is not in images")
+            raise UserError(
+                f"{key}: {source}: annotation {place + 1} is of image {one.get('image_id')}, which is not in images"
+            )
         if one.get("category_id") not in names:
             raise UserError(
                 f"{key}: {source}: annotation {place + 1} has category {one.get('category_id')}, which is not in categories"

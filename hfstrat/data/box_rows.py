@@ -188,4 +188,3 @@ def write(rows: Iterable[Row], reading: BoxFormat, length: int, target: Path) ->
         raise UserError(f"{reading.source}: no image has a box; {EXPECTED}")
     stats.warnings += counted.lines()
     return stats
-

@@ -165,7 +165,9 @@ def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...]) -> L
 
 def _check(layout: Layout, source: str, key: str, needs_metadata: str) -> None:
     if needs_metadata and not layout.metadata:
-        raise UserError(f"{key}: {source}: {len(layout.names):,} images have no metadata.jsonl with their boxes; {needs_metadata}")
+        raise UserError(
+            f"{key}: {source}: {len(layout.names):,} images have no metadata.jsonl with their boxes; {needs_metadata}"
+        )
     loose = [name for name in layout.names if "/" not in name]
     if loose and not layout.metadata:
         raise UserError(

@@ -254,7 +254,12 @@ More = Callable[[Any, int, int], tuple[list[str], tuple[Any, ...]]]
 
 
 def write_images(
-    rows: Iterable[Row], reading: Any, length: int, target: Path, further: pyarrow.Schema | None = None, more: More | None = None
+    rows: Iterable[Row],
+    reading: Any,
+    length: int,
+    target: Path,
+    further: pyarrow.Schema | None = None,
+    more: More | None = None,
 ) -> Statistics:
     """Write the prepared rows to an Arrow stream (see `schema`) and return their statistics. Every image is decoded once.
 

@@ -15,9 +15,7 @@ from torch import nn
 
 def contiguous_gradients(model: nn.Module) -> Callable[[], None]:
     """Give the batch norms of a model contiguous gradients, by hooks; returns what removes them."""
-    handles = [
-        module.register_forward_hook(_on_output) for module in model.modules() if isinstance(module, nn.BatchNorm2d)
-    ]
+    handles = [module.register_forward_hook(_on_output) for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def undo() -> None:
         for handle in handles:

@@ -106,7 +106,9 @@ class Partial(Strategy[section.Partial]):
         beside = {name for name in names if name.startswith(head)}
         if base.backbone:
             beside |= {name for name in names if not name.startswith(f"{base.backbone}.")}
-            base.say(f"partial trains all but the backbone ({base.backbone}), of which the last {self.section.last_n_layers} blocks")
+            base.say(
+                f"partial trains all but the backbone ({base.backbone}), of which the last {self.section.last_n_layers} blocks"
+            )
         chosen = self.chosen(names, tied, beside)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)

@@ -360,7 +360,10 @@ SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "COCO: no bbox": (_coco(lambda c: c["annotations"][2].pop("bbox")), "annotation 3 has no bbox"),
     "COCO: same ids": (_coco(lambda c: c["images"][1].update(id=0)), "two images have the id 0"),
     "COCO: same names": (_coco(lambda c: c["categories"][1].update(name="blue")), "several categories have one name"),
-    "COCO: images elsewhere": (_coco(lambda c: c["images"][0].update(file_name="x.png")), "its first image, x.png, is in none of"),
+    "COCO: images elsewhere": (
+        _coco(lambda c: c["images"][0].update(file_name="x.png")),
+        "its first image, x.png, is in none of",
+    ),
     "YOLO: words": (_label("cell 0.5 0.5 0.1 0.1"), "001.txt:1: 'cell .*expected a class number"),
     "YOLO: four numbers": (_label("0 0.5 0.5 0.1"), "expected a class number and center"),
     "YOLO: pixels": (_label("0 20 15 10 10"), "expected shares of the image, from 0 to 1, and no pixels"),
@@ -402,8 +405,14 @@ def test_polygons_become_boxes(tmp_path: Path) -> None:
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "box_format elsewhere": ({"task": "image-classification", "data": {"train": "x", "box_format": "xyxy"}}, "data.box_format: it is"),
-    "class_names elsewhere": ({"task": "causal-lm", "data": {"train": "x", "class_names": ["a"]}}, "data.class_names: it is for"),
+    "box_format elsewhere": (
+        {"task": "image-classification", "data": {"train": "x", "box_format": "xyxy"}},
+        "data.box_format: it is",
+    ),
+    "class_names elsewhere": (
+        {"task": "causal-lm", "data": {"train": "x", "class_names": ["a"]}},
+        "data.class_names: it is for",
+    ),
     "unknown form": ({"data": {"train": "x", "box_format": "voc"}}, "data.box_format"),
 }
 

@@ -105,7 +105,10 @@ def test_evaluation_losses_do_not_depend_on_the_batch(family: str, precision: to
     with torch.no_grad():
         outputs = model(pixel_values=pixels)
         together = image_sums(model.config, outputs.logits, outputs.pred_boxes, targets)
-        alone = [image_sums(model.config, outputs.logits[i : i + 1], outputs.pred_boxes[i : i + 1], targets[i : i + 1]) for i in range(4)]
+        alone = [
+            image_sums(model.config, outputs.logits[i : i + 1], outputs.pred_boxes[i : i + 1], targets[i : i + 1])
+            for i in range(4)
+        ]
     assert torch.equal(together, torch.cat(alone))
     assert bool(together.isfinite().all())
 

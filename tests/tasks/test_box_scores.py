@@ -43,7 +43,9 @@ def by_coco(kinds: Any, found: np.ndarray, true: np.ndarray) -> np.ndarray:
         for label, left, top, right, bottom in true[image][true[image, :, 0] >= 0].tolist():
             box = [left, top, right - left, bottom - top]
             area = box[2] * box[3]
-            boxes.append({"id": len(boxes) + 1, "image_id": image, "category_id": int(label), "iscrowd": 0, "area": area, "bbox": box})
+            boxes.append(
+                {"id": len(boxes) + 1, "image_id": image, "category_id": int(label), "iscrowd": 0, "area": area, "bbox": box}
+            )
         for score, label, left, top, right, bottom in found[image][found[image, :, 0] > NO_SCORE].tolist():
             box = [left, top, right - left, bottom - top]
             answers.append({"image_id": image, "category_id": int(label), "score": score, "bbox": box})

@@ -375,7 +375,7 @@ class BoxText(ImageText):
             "from transformers.image_utils import load_image",
             "",
             'image = load_image("image.jpg")',
-            "outputs = model(**processor(image, return_tensors=\"pt\"))",
+            'outputs = model(**processor(image, return_tensors="pt"))',
             "size = [(image.height, image.width)]",
             "found = processor.post_process_object_detection(outputs, threshold=0.5, target_sizes=size)[0]",
             'for label, score, box in zip(found["labels"], found["scores"], found["boxes"]):',
@@ -411,4 +411,3 @@ def check_matching() -> None:
 
     if importlib.util.find_spec("scipy") is None:
         raise UserError(f"task: {NAME} needs scipy, which matches queries with boxes: pip install scipy")
-

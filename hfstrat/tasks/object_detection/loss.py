@@ -103,7 +103,9 @@ def targets_of(boxes: torch.Tensor, classes: torch.Tensor) -> Targets:
 
 def _sums(like: torch.Tensor, config: Any, boxes: Any = 0.0, queries: Any = 0.0, images: Any = 0.0, slots: int = 0) -> Sums:
     empty = getattr(config, "eos_coefficient", 0.0) if slots else 0.0
-    return Sums(*(torch.as_tensor(each, dtype=like.dtype, device=like.device) for each in (boxes, queries, images, slots, empty)))
+    return Sums(
+        *(torch.as_tensor(each, dtype=like.dtype, device=like.device) for each in (boxes, queries, images, slots, empty))
+    )
 
 
 def _heads(logits: Any, boxes: Any, config: Any, classes: Any, coordinates: Any) -> Iterator[dict[str, torch.Tensor]]:
@@ -116,9 +118,7 @@ def _heads(logits: Any, boxes: Any, config: Any, classes: Any, coordinates: Any)
 
 def _box_sum(criterion: Any, head: dict[str, torch.Tensor], labels: Targets, indices: Any, config: Any) -> torch.Tensor:
     terms = criterion.get_loss("boxes", head, labels, indices, 1.0)
-    found: torch.Tensor = (
-        config.bbox_loss_coefficient * terms["loss_bbox"] + config.giou_loss_coefficient * terms["loss_giou"]
-    )
+    found: torch.Tensor = config.bbox_loss_coefficient * terms["loss_bbox"] + config.giou_loss_coefficient * terms["loss_giou"]
     return found
 
 

@@ -158,4 +158,3 @@ def lines_of(details: dict[str, Any]) -> list[str]:
     worst = sorted(rows, key=lambda row: row["ap50"])[:SHOWN]
     words = ", ".join(f"{row['label']} {row['ap50']:.1%} of {row['support']:,} boxes" for row in worst)
     return [f"{'lowest AP50':<16} {words}"]
-
