@@ -103,8 +103,8 @@ def lines_of(result: dict[str, Any]) -> list[str]:
     runs = result["runs"]
     first = next(iter(runs.values()))
     lines = [
-        f"Average precision at an overlap of 0.5 on {first['rows']} test photographs at {first['image_size']} pixels, with 95% intervals "
-        f"over images, after {first['minutes']:g} minutes of training.",
+        f"Average precision at an overlap of 0.5 on {first['rows']} test photographs at {first['image_size']} pixels, with 95% "
+        f"intervals over images, after {first['minutes']:g} minutes of training.",
         "",
         f"| run | mAP50 | {' | '.join(CLASSES)} | mAP | steps | processor minutes | trainable |",
         f"|---|---|{'---|' * len(CLASSES)}---|---:|---:|---:|",

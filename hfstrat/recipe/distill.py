@@ -120,8 +120,8 @@ class Distill(StrategySection):
 
     name: Literal["distill"]
     refuses: ClassVar[dict[str, str]] = {
-        "object-detection": "the queries of a student and of a teacher find objects in no common order, so their outputs cannot be "
-        "compared one by one; train the student with full or partial"
+        "object-detection": "the queries of a student and of a teacher find objects in no common order, so their outputs "
+        "cannot be compared one by one; train the student with full or partial"
     }
     teacher: Annotated[TeacherModel | None, from_text("name_or_path", TeacherModel | str | None)] = Field(
         None, description="Default: `model:` itself before shrink, or with its adapter disabled"

@@ -381,7 +381,7 @@ class Recipe(Section):
 
     task: Literal["causal-lm", "text-classification", "regression", "image-classification", "object-detection"] = Field(
         "causal-lm",
-        description="What the model is trained for: generated text, labels of texts, numbers, classes of images, or boxes in them",
+        description="What the model is trained for: generated text, labels of texts, numbers, classes of images or boxes",
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]

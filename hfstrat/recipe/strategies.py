@@ -222,8 +222,8 @@ class Head(StrategySection):
 
     name: Literal["head"]
     refuses: ClassVar[dict[str, str]] = {
-        "object-detection": "a head is fitted on one vector of features per example, and a detector finds boxes by a decoder; set "
-        "partial, which freezes the backbone and trains the rest"
+        "object-detection": "a head is fitted on one vector of features per example, and a detector finds boxes by a decoder; "
+        "set partial, which freezes the backbone and trains the rest"
     }
     takes_augmented: ClassVar[bool] = False
     layer: int | Literal["auto"] = Field(

@@ -437,7 +437,7 @@ def test_an_evaluation_class_without_training_boxes_is_refused(images: Path, tmp
     folder = folder_of_boxes(tmp_path / "eval", 4)
     text = (folder / "metadata.jsonl").read_text()
     (folder / "metadata.jsonl").write_text(text.replace('"red"', '"violet"').replace('"blue"', '"violet"'))
-    with pytest.raises(UserError, match="have the label 'violet'.*which no training row has"):
+    with pytest.raises(UserError, match=r"have the label 'violet'.*which no training row has"):
         read(images, eval=str(folder))
 
 

@@ -17,8 +17,10 @@ FAMILIES = (
 )
 FEW: dict[str, Any] = {"num_queries": 8, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "dropout": 0.0}
 HEADS: dict[str, Any] = {
-    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2},
-    **{"encoder_ffn_dim": 16, "decoder_ffn_dim": 16},
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
 }
 
 
@@ -66,9 +68,19 @@ def config_of(family: str, **more: Any) -> Any:
     one = {**resnet(), "out_features": ["stage4"], "out_indices": [4]}
     two = {**resnet(), "out_features": ["stage2", "stage3"], "out_indices": [2, 3]}
     rt = {
-        **{"num_queries": 8, "d_model": 16, "encoder_hidden_dim": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16},
-        **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_layers": 2, "hidden_expansion": 0.5},
-        **{"num_denoising": 0, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0},
+        "num_queries": 8,
+        "d_model": 16,
+        "encoder_hidden_dim": 16,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "decoder_layers": 2,
+        "hidden_expansion": 0.5,
+        "num_denoising": 0,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
     }
     rt_resnet = tf.RTDetrResNetConfig(
         embedding_size=8, hidden_sizes=[8, 8, 12, 16], depths=[1, 1, 1, 1], layer_type="basic", out_indices=[2, 3, 4]
@@ -89,7 +101,11 @@ def config_of(family: str, **more: Any) -> Any:
             backbone_config=one, use_timm_backbone=False, **FEW, **HEADS, **more
         ),
         "dab-detr": lambda: tf.DabDetrConfig(
-            **{"backbone_config": one, "use_timm_backbone": False, "num_queries": 8, "hidden_size": 16, "dropout": 0.0},
+            backbone_config=one,
+            use_timm_backbone=False,
+            num_queries=8,
+            hidden_size=16,
+            dropout=0.0,
             **{"encoder_layers": 1, "decoder_layers": 2, **HEADS, **more},
         ),
         "deformable_detr": lambda: tf.DeformableDetrConfig(
@@ -107,17 +123,31 @@ def config_of(family: str, **more: Any) -> Any:
         ),
         "rf_detr": lambda: tf.RfDetrConfig(
             backbone_config={
-                **{"model_type": "rf_detr_dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-                **{"mlp_ratio": 2, "image_size": SIDE, "patch_size": 8, "out_features": ["stage1", "stage2"], "num_windows": 1},
+                "model_type": "rf_detr_dinov2",
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "mlp_ratio": 2,
+                "image_size": SIDE,
+                "patch_size": 8,
+                "out_features": ["stage1", "stage2"],
+                "num_windows": 1,
             },
             **grouped(),
             **more,
         ),
         "lw_detr": lambda: tf.LwDetrConfig(
             backbone_config={
-                **{"model_type": "lw_detr_vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-                **{"image_size": SIDE, "pretrain_image_size": SIDE, "patch_size": 8, "out_indices": [0, 1]},
-                **{"window_block_indices": [0], "num_windows": 4},
+                "model_type": "lw_detr_vit",
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": SIDE,
+                "pretrain_image_size": SIDE,
+                "patch_size": 8,
+                "out_indices": [0, 1],
+                "window_block_indices": [0],
+                "num_windows": 4,
             },
             projector_scale_factors=[1.0],
             **grouped(),
@@ -129,8 +159,14 @@ def config_of(family: str, **more: Any) -> Any:
 
 def grouped() -> dict[str, Any]:
     return {
-        **{"num_queries": 8, "group_detr": 2, "decoder_layers": 2, "d_model": 16, "decoder_ffn_dim": 16, "dropout": 0.0},
-        **{"decoder_self_attention_heads": 2, "decoder_cross_attention_heads": 2},
+        "num_queries": 8,
+        "group_detr": 2,
+        "decoder_layers": 2,
+        "d_model": 16,
+        "decoder_ffn_dim": 16,
+        "dropout": 0.0,
+        "decoder_self_attention_heads": 2,
+        "decoder_cross_attention_heads": 2,
     }
 
 

@@ -14,9 +14,9 @@ import torch
 from conftest import TEMPLATE, make_tokenizer, sentences, write_jsonl
 from datasets import Dataset
 from helpers.classifiers import labeled
+from helpers.detectors import folder_of_boxes, processor_of
 from helpers.hub_runs import finished_run
 from helpers.hub_server import LoopbackHub, in_process
-from helpers.detectors import folder_of_boxes, processor_of
 from helpers.images import folder_of_classes, image_recipe, make_image_model
 from helpers.recipes import OWN
 from pydantic import BaseModel

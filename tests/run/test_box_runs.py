@@ -26,8 +26,12 @@ SCRATCH: dict[str, Any] = {
     "name": "scratch",
     "model_type": "yolos",
     "config": {
-        **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
-        **{"patch_size": 8, "num_detection_tokens": 8},
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "patch_size": 8,
+        "num_detection_tokens": 8,
     },
 }
 CASES = [

@@ -160,8 +160,8 @@ class Detector(ImageModel):
         queries = queries_of(base.model.config)
         if queries is not None and data.most > queries:
             raise UserError(
-                f"model.name_or_path: an image of the data has {data.most} boxes, but this model has {queries} queries, so that "
-                "it cannot find all of them; use a model with more, or remove the image"
+                f"model.name_or_path: an image of the data has {data.most} boxes, but this model has {queries} queries, so "
+                "that it cannot find all of them; use a model with more, or remove the image"
             )
         return bind(base.model)
 

@@ -17,6 +17,6 @@ def check_family(name: str, family: str) -> None:
     """Refuse a model that is no detector, or whose loss is not known. Raises UserError."""
     if family not in FAMILIES:
         raise UserError(
-            f"model.name_or_path: {name} is a {family or 'model of an unknown family'}, which is no detector whose loss is known "
-            f"here; expected one of {', '.join(FAMILIES)}"
+            f"model.name_or_path: {name} is a {family or 'model of an unknown family'}, which is no detector whose loss is "
+            f"known here; expected one of {', '.join(FAMILIES)}"
         )

@@ -22,7 +22,7 @@ MOST_NAMED = 20  # classes whose average precision has an interval
 
 
 class Ranked(NamedTuple):
-    """The detections of a class in order of their scores: `hits` `[thresholds, n]`, `images` `[n]`; boxes per image `[images]`."""
+    """The detections of a class by score: `hits` `[thresholds, n]` and `images` `[n]`; and the `boxes` of each image."""
 
     hits: np.ndarray
     images: np.ndarray
@@ -99,7 +99,7 @@ class Detections:
         return np.stack([_precision(one, weights) for one in self.ranked])
 
     def score(self, weights: np.ndarray, names: tuple[str, ...] = ()) -> dict[str, float]:
-        """`map`, `map50` and `map75`: means over the classes that have boxes; and `ap50_NAME` of each class with a name here."""
+        """`map`, `map50` and `map75`: means over the classes with boxes; and `ap50_NAME` of each class with a name here."""
         table = self.by_class(weights)
         there = table[np.isfinite(table[:, 0])]
         if not len(there):
