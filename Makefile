@@ -13,6 +13,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODEL  := models/SmolLM2-135M-Instruct
 IMAGES := models/dinov2-small-focus
+DETECTOR := models/rf-detr-small-focus
 DATA   := data/docstrings
 TEXT   := data/stdlib
 PAIRS  := data/preferences
@@ -51,6 +52,10 @@ $(IMAGES)/model.safetensors: | $(VENV)/.installed
 	$(PIP) onnx
 	mkdir -p models
 	$(BIN)/python scripts/demo_image_model.py $(IMAGES)
+
+# a detector around that backbone, with a random decoder
+$(DETECTOR)/model.safetensors: $(IMAGES)/model.safetensors
+	$(BIN)/python scripts/demo_detector.py $(IMAGES) $(DETECTOR)
 
 $(DATA)/train.jsonl: scripts/demo_data.py | $(VENV)/.installed
 	$(BIN)/python scripts/demo_data.py $(DATA)
@@ -124,7 +129,7 @@ docs: $(VENV)/.installed
 
 check: lint types test
 
-bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
+bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(DETECTOR)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
 	$(BIN)/python -m benchmarks.kd_loss
@@ -162,6 +167,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.detection
 
 clean:
 	rm -rf $(VENV) $(ZERO) site runs data models dist .pytest_cache .mypy_cache .ruff_cache
