@@ -124,8 +124,13 @@ def apply_override(override: str, data: dict[str, Any], origins: dict[KeyPath, s
 def _names(data: dict[str, Any]) -> dict[str, str]:
     """The names of the sections that are one of several, as far as they are given."""
     sections = ((key, data.get(key)) for key in UNIONS)
-    found = ((key, section.get("name") if isinstance(section, dict) else section) for key, section in sections)
-    return {key: name for key, name in found if isinstance(name, str)}
+    found = {key: section.get("name") if isinstance(section, dict) else section for key, section in sections}
+    names = {key: name for key, name in found.items() if isinstance(name, str)}
+    for key, name in list(names.items()):
+        variants = UNIONS[key][name].variants if name in UNIONS[key] else ""
+        if variants and isinstance(data[key], dict) and isinstance(data[key].get(variants), str):
+            names[f"{key}.{variants}"] = data[key][variants]
+    return names
 
 
 def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:

@@ -22,7 +22,8 @@ IN_SHORT = {  # sections that may be given as one text
     "data": "a file, a folder or a Hub id, or a mapping with train",
 }
 Names = dict[str, str]
-"""The names of the sections that are one of several: {strategy: lora, objective: dpo}."""
+"""The names of the sections that are one of several: {strategy: lora, objective: dpo}; and, by its dotted key, the value that
+decides which keys such a section has."""
 
 
 @cache
@@ -43,17 +44,19 @@ def sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def _chosen(section: tuple[str, ...], names: Names) -> type[BaseModel] | None:
-    """The class of a section that is one of several, if its name is known."""
-    return UNIONS[section[0]].get(names.get(section[0], "")) if len(section) == 1 and section[0] in UNIONS else None
+def _chosen(section: tuple[str, ...], names: Names) -> dict[str, FieldInfo] | None:
+    """The keys of a section that is one of several, if its name is known."""
+    cls = UNIONS[section[0]].get(names.get(section[0], "")) if len(section) == 1 and section[0] in UNIONS else None
+    return None if cls is None else cls.fields_of(names.get(f"{section[0]}.{cls.variants}"))
 
 
 def field_of(path: tuple[str, ...], names: Names) -> FieldInfo | None:
     """The field at a dotted path, if there is one."""
     chosen = _chosen(path[:-1], names)
-    for cls in [chosen] if chosen is not None else sections_of(Recipe).get(path[:-1], []):
-        if path[-1] in cls.model_fields:
-            return cls.model_fields[path[-1]]
+    several = [cls.model_fields for cls in sections_of(Recipe).get(path[:-1], [])]
+    for fields in [chosen] if chosen is not None else several:
+        if path[-1] in fields:
+            return fields[path[-1]]
     return None
 
 
@@ -75,7 +78,8 @@ def place_and_keys(path: tuple[str, ...], names: Names) -> tuple[str, list[str]]
     """The section of a key in words, and the keys that it may have."""
     parent = tuple(part for part in path[:-1] if not part.isdigit())  # without places in a list
     if (chosen := _chosen(parent, names)) is not None:
-        return f"{parent[0]} {names[parent[0]]}", sorted(chosen.model_fields)
+        variant = names.get(f"{parent[0]}.{UNIONS[parent[0]][names[parent[0]]].variants}", "")
+        return " ".join(filter(None, (*parent, names[parent[0]], variant))), sorted(chosen)
     keys = {name for cls in sections_of(Recipe).get(parent, []) for name in cls.model_fields}
     return f"'{'.'.join(parent)}'" if parent else "a recipe", sorted(keys)
 
