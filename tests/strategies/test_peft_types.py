@@ -11,8 +11,14 @@ from helpers.peft_types import TRAINED, strategy_of
 from helpers.recipes import recipe_of
 
 from hfstrat import strategies
+from hfstrat.errors import UserError
 from hfstrat.models.load import Base, count_parameters, load_tokenizer, set_precision
+from hfstrat.publish.merge import check_mergeable, merged_in
+from hfstrat.recipe.peft import UNMERGED
+from hfstrat.recipe.schema import Recipe
+from hfstrat.strategies.defaults import parse_names
 from hfstrat.strategies.peft import NOT_ON_META
+from hfstrat.tasks.artifact import load_artifact
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.loading import load_base
 
@@ -60,7 +66,7 @@ def test_what_is_declared_is_counted_and_moves(tiny: Path, peft_type: str) -> No
             assert parameter.dtype == torch.float32
 
 
-@pytest.mark.parametrize("peft_type", TRAINED)
+@pytest.mark.parametrize("peft_type", ["PROMPT_TUNING", "PREFIX_TUNING", "CARTRIDGE", "ADAPTION_PROMPT", "IA3"])
 def test_the_loss_is_that_of_the_logits(tiny: Path, peft_type: str) -> None:
     """Also where virtual tokens move all positions."""
     model, _, _ = built(tiny, peft_type)
@@ -72,3 +78,67 @@ def test_the_loss_is_that_of_the_logits(tiny: Path, peft_type: str) -> None:
     assert logits.shape[:2] == ids.shape
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     torch.testing.assert_close(found.nll, expected, atol=1e-5, rtol=1e-5)
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft_type", TRAINED)
+def test_a_saved_adapter_loads_and_merges_or_says_why_not(tiny: Path, tmp_path: Path, peft_type: str) -> None:
+    model, base, _ = built(tiny, peft_type)
+    ids = torch.randint(8, 300, (4, 24), generator=torch.Generator().manual_seed(0))
+    ids[:, 3] = 5  # a token of TRAINABLE_TOKENS
+    before = logits(model, ids)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses(model, ids).loss.backward()
+        optimizer.step()
+    trained = logits(model, ids)
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(1)  # what is not saved would be other random numbers
+    again = load_artifact(str(tmp_path), torch.float32, {"source": base.name_or_path})
+    assert torch.equal(logits(again, ids), trained)
+    moved = float((trained - before).abs().max())
+    assert moved > 0
+    if peft_type in UNMERGED or peft_type == "BEFT":
+        with pytest.raises(UserError, match="PEFT does not merge"):
+            check_mergeable(again, "a run")
+            merged_in(again, torch.float32, [{"input_ids": ids}], "a run")
+    else:
+        merged, _ = merged_in(again, torch.float32, [{"input_ids": ids}], "a run")
+        assert float((logits(merged, ids) - trained).abs().max()) < 0.01 * moved
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more", "words"),
+    [
+        (strategy_of("FOURIERFT", n_frequency=10**6), {}, "strategy.n_frequency: PEFT .* refuses this FOURIERFT"),
+        (strategy_of("IA3", target_modules=["nonsense"]), {}, "strategy.target_modules: PEFT .* refuses this IA3"),
+        (strategy_of("PROMPT_TUNING"), {"objective": "dpo"}, "objective: dpo compares positions"),
+        (strategy_of("PROMPT_TUNING"), {"training": {"packing": True}}, "training.packing"),
+        (strategy_of("PREFIX_TUNING"), {"training": {"activation_checkpointing": True}}, "activation_checkpointing"),
+        (strategy_of("OSF"), {"model": {"dtype": "bfloat16"}}, "model.dtype: PEFT's OSF"),
+        (strategy_of("VERA"), {"model": {"quantization": "nf4"}}, "PEFT .* has no VERA for layers"),
+        (strategy_of("IA3"), {"model": {"add_tokens": ["<a>"]}}, "model.add_tokens"),
+        (strategy_of("PROMPT_TUNING"), {"task": "text-classification"}, "is for task: causal-lm"),
+        (strategy_of("TRAINABLE_TOKENS"), {"task": "text-classification"}, "has no modules_to_save"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_training(
+    tiny: Path, strategy: dict[str, Any], more: dict[str, Any], words: str
+) -> None:
+    model = {"name_or_path": str(tiny), **more.get("model", {})}
+    recipe = Recipe.model_validate({"data": "x.jsonl", "output_dir": "x", **more, "model": model, "strategy": strategy})
+    with pytest.raises(UserError, match=words):
+        strategies.build(recipe.strategy).check(recipe, network=False)
+        strategies.describe(recipe)
+
+
+def test_nothing_is_proposed_for_it() -> None:
+    with pytest.raises(UserError, match="--strategies: peft: nothing is proposed"):
+        parse_names("lora,peft")
