@@ -80,6 +80,17 @@ def test_the_loss_is_that_of_the_logits(tiny: Path, peft_type: str) -> None:
     torch.testing.assert_close(found.nll, expected, atol=1e-5, rtol=1e-5)
 
 
+def merged(model: Any, ids: torch.Tensor) -> Any:
+    check_mergeable(model, "a run")
+    return merged_in(model, torch.float32, [{"input_ids": ids}], "a run")[0]
+
+
+def checked(recipe: Recipe) -> None:
+    """As before training."""
+    strategies.build(recipe.strategy).check(recipe, network=False)
+    strategies.describe(recipe)
+
+
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
@@ -107,11 +118,9 @@ def test_a_saved_adapter_loads_and_merges_or_says_why_not(tiny: Path, tmp_path: 
     assert moved > 0
     if peft_type in UNMERGED or peft_type == "BEFT":
         with pytest.raises(UserError, match="PEFT does not merge"):
-            check_mergeable(again, "a run")
-            merged_in(again, torch.float32, [{"input_ids": ids}], "a run")
+            merged(again, ids)
     else:
-        merged, _ = merged_in(again, torch.float32, [{"input_ids": ids}], "a run")
-        assert float((logits(merged, ids) - trained).abs().max()) < 0.01 * moved
+        assert float((logits(merged(again, ids), ids) - trained).abs().max()) < 0.01 * moved
 
 
 @pytest.mark.parametrize(
@@ -135,8 +144,7 @@ def test_what_cannot_be_is_refused_before_training(
     model = {"name_or_path": str(tiny), **more.get("model", {})}
     recipe = Recipe.model_validate({"data": "x.jsonl", "output_dir": "x", **more, "model": model, "strategy": strategy})
     with pytest.raises(UserError, match=words):
-        strategies.build(recipe.strategy).check(recipe, network=False)
-        strategies.describe(recipe)
+        checked(recipe)
 
 
 def test_nothing_is_proposed_for_it() -> None:
