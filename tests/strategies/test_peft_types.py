@@ -17,10 +17,12 @@ from hfstrat.publish.merge import check_mergeable, merged_in
 from hfstrat.recipe.peft import UNMERGED
 from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies.defaults import parse_names
-from hfstrat.strategies.peft import NOT_ON_META
+from hfstrat.strategies.peft import NOT_ON_META, ONLY_FLOAT32
 from hfstrat.tasks.artifact import load_artifact
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.loading import load_base
+
+QUICK = ("PROMPT_TUNING", "PREFIX_TUNING", "IA3", "LN_TUNING", "VERA", "OFT")  # the others take longer together
 
 
 def built(folder: Path, peft_type: str) -> tuple[Any, Base, Any]:
@@ -37,7 +39,7 @@ def losses(model: Any, ids: torch.Tensor) -> Any:
     return model(input_ids=ids, attention_mask=torch.ones_like(ids), loss_rows=rows, targets=ids[:, 1:].flatten())
 
 
-@pytest.mark.parametrize("peft_type", TRAINED)
+@pytest.mark.parametrize("peft_type", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in TRAINED])
 def test_what_is_declared_is_counted_and_moves(tiny: Path, peft_type: str) -> None:
     model, _, recipe = built(tiny, peft_type)
     described = strategies.describe(recipe)
@@ -46,7 +48,8 @@ def test_what_is_declared_is_counted_and_moves(tiny: Path, peft_type: str) -> No
     else:
         assert described is not None
         assert described.footprint == count_parameters(model)
-    set_precision(model, torch.bfloat16)
+    dtype = torch.float32 if peft_type in ONLY_FLOAT32 else torch.bfloat16
+    set_precision(model, dtype)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     ids = torch.randint(8, 300, (4, 24), generator=torch.Generator().manual_seed(0))
@@ -54,7 +57,7 @@ def test_what_is_declared_is_counted_and_moves(tiny: Path, peft_type: str) -> No
     gradients: dict[str, Any] = {}
     for _ in range(2):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             losses(model, ids).loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         optimizer.step()
