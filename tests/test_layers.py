@@ -11,7 +11,7 @@ ROOT = Path(hfstrat.__file__).parent
 FLOORS = (
     ("errors",),
     ("recipe",),
-    ("data", "models"),
+    ("data", "models", "pages"),
     ("tasks", "trainer"),
     ("objectives",),
     ("strategies", "evaluation", "publish"),

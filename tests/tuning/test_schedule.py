@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.classifiers import labeled
+from helpers.pages import check
 from helpers.searches import FINISH, Clock, Events, Killed, Played, in_order, options, play
 from rich.console import Console
 
@@ -56,6 +57,7 @@ def test_the_best_candidate_is_continued_and_wins(encoder: Path, data: Path, tmp
     assert table["trials"][0]["label"] == "full"
     assert 0.99 < sum(table["importances"]["all candidates"].values()) < 1.01
     page = (tmp_path / "run" / "report.html").read_text()
+    check(page)
     assert page.count("<svg") > 6
     assert str(tmp_path) not in page, "a page is shared"
     rungs = [job for job in runner.jobs if job["kind"] == "rung"]
