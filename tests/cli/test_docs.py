@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import hfstrat
 from hfstrat.cli.main import app
+from hfstrat.data.box_format import BoxFormat
 from hfstrat.data.formats import RowFormat
 from hfstrat.data.image_rows import ImageFormat
 from hfstrat.data.labeled import LabelFormat
@@ -172,6 +173,7 @@ READERS: dict[str, Any] = {
     "text-classification": LabelFormat,
     "regression": TargetFormat,
     "image-classification": ImageFormat,
+    "object-detection": BoxFormat,
     "preference": PreferenceFormat,
     "unpaired-preference": LabeledFormat,
 }
