@@ -17,7 +17,7 @@ FLOORS = (
     ("strategies", "evaluation", "publish"),
     ("run",),
     ("engine",),
-    ("advisor", "comparison", "tuning"),
+    ("advisor", "comparison", "tuning", "clusters"),
     ("cli",),
     ("api",),
     ("__main__", "train"),

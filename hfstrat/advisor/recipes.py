@@ -16,6 +16,7 @@ from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Advice, Fitted, Scored, Situation, Timed
+from hfstrat.advisor.hardware import Device
 from hfstrat.advisor.memory import Shape
 from hfstrat.advisor.speed import Rate
 from hfstrat.data import sources
@@ -177,14 +178,18 @@ def before_run(loaded: Loaded) -> dict[str, Any]:
     return found
 
 
-def predict_one(recipe: Recipe, rate: Rate) -> tuple[Prediction, float]:
+def predict_one(recipe: Recipe, rate: Rate, device: Device | None = None) -> tuple[Prediction, float]:
     """The prediction for a recipe without its rank, and its merit: higher is better, minus infinity is unknown.
+
+    Args:
+        rate: of the device.
+        device: default: that of this machine.
 
     Raises:
         UserError: it cannot be predicted.
     """
     candidate, survey = candidate_of(recipe)
-    device = hardware.find_device("auto")
+    device = device or hardware.find_device("auto")
     situation = Situation(candidate.model, survey, device, device.memory, rate=rate)
     shape = shape_of_recipe(recipe, survey, candidate.description.body_once, device.is_cpu, situation.compute)
     fitted = Fitted(candidate, "fits", "", memory.predict(candidate.model, candidate.description, shape), shape, {})

@@ -16,6 +16,8 @@ from hfstrat.tasks.report import Report
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfstrat.recipe.data import Source
+
 
 class Run:
     """The result of a run: `hfstrat.train(...)` and `hfstrat.tune(...)` return one, `hfstrat.load(...)` opens one.
@@ -150,7 +152,7 @@ class Run:
         lines = "".join(f"<li><b>{line.word}:</b> {html.escape(line.text)}</li>" for line in judged.lines)
         told = f"<p><b>{html.escape(judged.headline.text)}</b></p><ul>{lines}</ul>"
         rows = [("strategy", run.strategy), ("model", run.recipe.model.name_or_path or "random weights")]
-        rows += [("data", ", ".join(Path(source.path).name for source in run.recipe.data.train)), ("result", self.folder)]
+        rows += [("data", ", ".join(map(name_of, run.recipe.data.train))), ("result", self.folder)]
         rows += [("time", format.duration(result.total_seconds)), ("memory", format.memory(result.peak_memory_bytes))]
         for name, found in self.intervals.items():
             for metric, each in found.items():
@@ -160,3 +162,9 @@ class Run:
             f"<tr><th style='text-align:left'>{html.escape(a)}</th><td>{html.escape(str(b))}</td></tr>" for a, b in rows
         )
         return f"{told}<table>{cells}</table>"
+
+
+def name_of(source: Source) -> str:
+    """A source of rows in words; rows that were given as an object are in a file of the cache, whose name says nothing."""
+    name = Path(source.path).name
+    return "rows given in Python" if name.startswith("given-") else name

@@ -118,7 +118,7 @@ def show_model(console: Console, recipe: Recipe, trained: Any, every: bool) -> N
         group["trainable"] += elements(parameter) * parameter.requires_grad
         group["dtypes"].add(str(parameter.dtype).removeprefix("torch."))
     total, trainable = (sum(group[key] for group in groups.values()) for key in ("all", "trainable"))
-    console.print(f"{recipe.model.name_or_path or 'a new model'}, strategy {recipe.strategy.name}")
+    console.print(f"{recipe.model.name_or_path or 'a new model'}, strategy {recipe.strategy.title}")
     console.print(format.trainable(trainable, total))
     table = Table("module", "count", "parameters", "trainable", "dtype", title_justify="left")
     table.title = "all modules" if every else "trainable modules (--all shows frozen ones too)"

@@ -11,7 +11,8 @@ import typer
 from typer import Argument, Option
 
 from hfstrat import __version__
-from hfstrat.cli import results
+from hfstrat.cli import launch as cli_launch
+from hfstrat.cli import migrate, results, skill
 from hfstrat.errors import INTERRUPTED, RunError, UserError
 
 app = typer.Typer(
@@ -305,6 +306,9 @@ def schema(report: Annotated[bool, Option("--report", help="The schema of report
 
 
 results.add_to(app)
+migrate.add_to(app)
+skill.add_to(app)
+cli_launch.add_to(app)
 
 
 @app.callback(invoke_without_command=True)

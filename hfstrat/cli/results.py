@@ -62,12 +62,16 @@ def predict(
     file: Annotated[Path | None, Option(help="Texts: lines of a .txt, or rows with a text or a pair of texts")] = None,
     image: Annotated[list[str] | None, Option(help="An image file or a folder of them; can be given several times")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write inputs, labels and scores to this .jsonl file")] = None,
+    draw: Annotated[Path | None, Option(help="Of a detector: write the images with their boxes into this folder")] = None,
+    threshold: Annotated[
+        float | None, Option(min=0.0, max=1.0, help="Of a detector: least score of a box [default: 0.5]")
+    ] = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Classify texts or images with a trained model."""
+    """Classify texts or images, or find objects in images, with a trained model."""
     from hfstrat.cli import inference
 
-    inference.predict(target, text or [], file, output, quantization, image)
+    inference.predict(target, text or [], file, output, quantization, image, inference.Boxes(draw, threshold))
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
 from hfstrat.recipe.images import Images
 from hfstrat.recipe.objectives import Dpo, Grpo, Kto, ObjectiveSection, Orpo, Sft, Simpo
+from hfstrat.recipe.peft import Peft
 from hfstrat.recipe.section import Default, FromName, PositiveOrAuto, Quantization, Section, from_text, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
@@ -92,7 +93,7 @@ ClassWeights = Annotated[
 ]
 
 
-AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
+AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Peft | Scratch, Field(discriminator="name")]
 
 
 STRATEGIES: dict[str, type[StrategySection]] = {
@@ -368,6 +369,9 @@ class Hub(Section):
         return self
 
 
+OF_IMAGES = ("image-classification", "object-detection")  # tasks that read the section `image`
+
+
 MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whose default is another one
     "regression": {"dtype": Default("float32", "predictions in original units need the precision")},  # not rounded to 16 bits
 }
@@ -376,8 +380,9 @@ MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whos
 class Recipe(Section):
     """One training run. Distribution is not part of it: that is the Accelerate config."""
 
-    task: Literal["causal-lm", "text-classification", "regression", "image-classification"] = Field(
-        "causal-lm", description="What the model is trained for: generated text, labels of texts, numbers, or classes of images"
+    task: Literal["causal-lm", "text-classification", "regression", "image-classification", "object-detection"] = Field(
+        "causal-lm",
+        description="What the model is trained for: generated text, labels of texts, numbers, classes of images or boxes",
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
@@ -387,7 +392,7 @@ class Recipe(Section):
         "which maximizes rewards",
     )
     data: Annotated[Data, from_text("train", Data | str)]
-    image: Images = Field(Images(), description="Size and augmentation of images, for task: image-classification")
+    image: Images = Field(Images(), description="Size and augmentation of images, for tasks of images")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
@@ -396,6 +401,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _images_are_of_their_task(self) -> Recipe:
-        if self.task != "image-classification" and self.image != Images():
-            raise ValueError("image: it is for task: image-classification; set the task, or remove it")
+        if self.task not in OF_IMAGES and self.image != Images():
+            raise ValueError(f"image: it is for task: {' or '.join(OF_IMAGES)}; set the task, or remove it")
+        if self.task != "object-detection" and (self.data.box_format != "auto" or self.data.class_names):
+            key = "class_names" if self.data.class_names else "box_format"
+            raise ValueError(f"data.{key}: it is for task: object-detection; set the task, or remove it")
         return self

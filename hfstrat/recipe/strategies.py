@@ -15,11 +15,20 @@ class StrategySection(Section):
 
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
-    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification", "regression", "image-classification")
+    tasks: ClassVar[tuple[str, ...]] = (
+        *("causal-lm", "text-classification", "regression"),
+        *("image-classification", "object-detection"),
+    )
+    refuses: ClassVar[dict[str, str]] = {}  # of tasks: why it does not support them
     augments: ClassVar[bool] = False  # whether training images are augmented by default
     takes_augmented: ClassVar[bool] = True  # whether they may be
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with
+
+    @property
+    def title(self) -> str:
+        """The strategy in words, with the method where it stands for several."""
+        return self.name
 
     @property
     def needs_weights(self) -> bool:
@@ -217,6 +226,10 @@ class Head(StrategySection):
     """
 
     name: Literal["head"]
+    refuses: ClassVar[dict[str, str]] = {
+        "object-detection": "a head is fitted on one vector of features per example, and a detector finds boxes by a decoder; "
+        "set partial, which freezes the backbone and trains the rest"
+    }
     takes_augmented: ClassVar[bool] = False
     layer: int | Literal["auto"] = Field(
         "auto", description="The block after which the body ends, from 1; auto: by a probe on training examples"

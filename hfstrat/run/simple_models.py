@@ -36,7 +36,7 @@ def measure(recipe: Recipe, strategy: Strategy[Any], base: Base, rows: TrainData
     All processes of a run have to call it.
     """
     task = TASKS[recipe.task]
-    if task.text.generates or not recipe.evaluation.baselines:
+    if task.text.generates or not task.metrics.has_baselines or not recipe.evaluation.baselines:
         return []
     found = [_constant(task, rows, data), *([_tf_idf(task, rows, data)] if task.model.reads_tokens else [])]
     if strategy.has_pretrained_body and not is_sharded():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -64,13 +64,16 @@ class Partial(Strategy[section.Partial]):
             still=not self.section.frozen_dropout,
         )
 
-    def chosen(self, names: Iterable[str], tied: bool) -> set[str]:
+    def chosen(self, names: Iterable[str], tied: bool, beside: Collection[str] = ()) -> set[str]:
         """The names of the trainable parameters.
+
+        Args:
+            beside: those that are trained anyway, and no blocks to count.
 
         Raises UserError: more layers than the model has, a pattern that matches nothing, or nothing to train.
         """
         names = list(names)
-        chosen = self._last_layers(names)
+        chosen = self._last_layers([name for name in names if name not in beside]) | set(beside)
         for pattern in self.section.patterns:
             matched = {name for name in names if fnmatchcase(name, pattern)}
             if not matched:
@@ -101,9 +104,15 @@ class Partial(Strategy[section.Partial]):
 
     def build_model(self, base: Base) -> nn.Module:
         model, tied = base.model, base.is_tied
-        chosen = self.chosen((name for name, _ in model.named_parameters()), tied)
+        names = [name for name, _ in model.named_parameters()]
         head = tuple(f"{module}." for module in base.head_modules)  # it is new, so it is trained
-        chosen |= {name for name, _ in model.named_parameters() if name.startswith(head)}
+        beside = {name for name in names if name.startswith(head)}
+        if base.backbone:
+            beside |= {name for name in names if not name.startswith(f"{base.backbone}.")}
+            base.say(
+                f"partial trains all but the backbone ({base.backbone}), of which the last {self.section.last_n_layers} blocks"
+            )
+        chosen = self.chosen(names, tied, beside)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
         shared = [name for name in chosen if tied and EMBEDDING.search(name)]

@@ -11,15 +11,19 @@ from hfstrat.recipe.data import Data
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.image_classification import ImageClassification
+from hfstrat.tasks.object_detection import ObjectDetection
 from hfstrat.tasks.regression import Regression
 from hfstrat.tasks.text_classification import TextClassification
 
-TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification(), ObjectDetection())
+}
 
 __all__ = [
     "TASKS",
     "CausalLM",
     "ImageClassification",
+    "ObjectDetection",
     "Regression",
     "Task",
     "TextClassification",

@@ -354,6 +354,7 @@ class Metrics(ABC):
     names: ClassVar[tuple[str, ...]]  # of the metrics in the report
     of_distributions: ClassVar[bool] = True  # whether outputs are logits
     can_overfit: ClassVar[bool] = True  # whether training and evaluation have the same loss
+    has_baselines: ClassVar[bool] = True  # whether a task with a head has a constant prediction and a linear head to beat
     of_tokens: ClassVar[bool] = False  # whether the loss is per token of the examples
     shares: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of correct examples
 

@@ -63,9 +63,9 @@ class Run(Part):
 
     @property
     def strategy(self) -> str:
-        """The strategy in words: 'lora', 'distill/full'."""
+        """The strategy in words: 'lora', 'distill/full', 'peft IA3'."""
         student = getattr(self.recipe.strategy, "student", None)
-        return self.recipe.strategy.name + (f"/{student.name}" if student else "")
+        return self.recipe.strategy.title + (f"/{student.name}" if student else "")
 
 
 class Result(Part):
