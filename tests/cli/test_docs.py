@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import hfstrat
 from hfstrat.cli.main import app
+from hfstrat.data.box_format import BoxFormat
 from hfstrat.data.formats import RowFormat
 from hfstrat.data.image_rows import ImageFormat
 from hfstrat.data.labeled import LabelFormat
@@ -172,6 +173,7 @@ READERS: dict[str, Any] = {
     "text-classification": LabelFormat,
     "regression": TargetFormat,
     "image-classification": ImageFormat,
+    "object-detection": BoxFormat,
     "preference": PreferenceFormat,
     "unpaired-preference": LabeledFormat,
 }
@@ -185,7 +187,7 @@ def test_there_are_rows_of_each_format_and_they_are_recognized() -> None:
     for name, lines in shown.items():
         rows = [json.loads(line) for line in lines.splitlines()]
         reader = READERS.get(name, RowFormat).detect(rows, "rows.jsonl", "auto", {})
-        if not isinstance(reader, LabelFormat | TargetFormat):  # their kind is the columns
+        if not isinstance(reader, LabelFormat | TargetFormat | BoxFormat):  # their kind is the columns
             assert reader.kind == name
             assert reader.example(rows[0])
 
