@@ -312,5 +312,10 @@ def plain_tick(value: float) -> str:
     return f"{value:.3g}"
 
 
+def number_tick(value: float) -> str:
+    """A number in units of its own, such as a year, of which the last digits count."""
+    return f"{value:.6g}"
+
+
 def quality_tick(value: float, metric: str) -> str:
     return f"{100 * value:.3g}%" if format.is_share(metric) else plain_tick(value)

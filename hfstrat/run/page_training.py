@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfstrat.evaluation.suite import ROWS
+from hfstrat.objectives import task_of
 from hfstrat.objectives.preference.objective import DIVERGENCE
 from hfstrat.pages import charts
 from hfstrat.pages.blocks import Block, Cell, Charts, Fact, Facts, Fold, Prose, Row, Section, Table
@@ -27,12 +28,13 @@ def curves(report: Report, points: list[Point], losses: list[LoggedLoss], speeds
     """Loss, metric, learning rate, norm of the gradient and throughput by step, and the evaluations as a table."""
     metric = verdict.main_metric(report)
     plain, steps = (format.count, charts.plain_tick), ("step",)
+    same = task_of(report.run.recipe).metrics.can_overfit  # else an evaluation has another loss, which is its metric
     lines = [
         Curve("training", 0, [[(float(one.step), one.loss) for one in losses]]),
         Curve("evaluation", 1, [[(float(one.step), one.eval_loss) for one in points]]),
     ]
-    unit = verdict.named(report, "loss")
-    drawn = [charts.curves("Loss", (*steps, unit), _drawable(lines), plain)]
+    title, unit = ("Loss", verdict.named(report, "loss")) if same else ("Training loss", "loss")
+    drawn = [charts.curves(title, (*steps, unit), _drawable(lines if same else lines[:1]), plain)]
     if metric != "loss":
         values = [(float(one.step), value) for one in points if (value := _extra(one, metric)) is not None]
         show = (format.count, lambda value: charts.quality_tick(value, metric))

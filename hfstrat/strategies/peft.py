@@ -231,7 +231,7 @@ def refusals(strategy: section.Peft) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         text, known = first_line(error), peft_source.fields(strategy.peft_type)
-        words = [word for word in re.findall(r"\w+", text) if word in known]
+        words = [word for word in re.findall(r"\w+", text.lower().replace("target modules", "target_modules")) if word in known]
         key = next((word for word in words if word in strategy.options), words[0] if words else "peft_type")
         hint = ""
         if "target_modules" in words and "target_modules" not in strategy.options:

@@ -112,6 +112,9 @@ class Label(Part):
     f1: float = 0.0
     support: int = 0
     threshold: float | None = optional("The probability above which it is predicted, of several labels per example")
+    ap: float | None = optional("Average precision of boxes, over overlaps from 0.5 to 0.95")
+    ap50: float | None = optional("Average precision of boxes at an overlap of 0.5")
+    recall50: float | None = optional("Share of the boxes that are found at an overlap of 0.5")
 
 
 class Confused(Part):

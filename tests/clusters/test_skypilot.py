@@ -24,9 +24,9 @@ PACKAGE = ("--package", "hfstrat==0.1.0")
 VALIDATE = """
 import json, sys
 import sky
-task = sky.Task.from_yaml(sys.argv[1])
-resource = list(task.resources)[0]
-print(json.dumps([task.name, task.num_nodes, resource.accelerators, resource.use_spot, str(resource.job_recovery)]))
+tasks = [sky.Task.from_yaml(file) for file in sys.argv[1:]]
+parts = [(task, list(task.resources)[0]) for task in tasks]
+print(json.dumps([[t.name, t.num_nodes, r.accelerators, r.use_spot, str(r.job_recovery)] for t, r in parts]))
 """
 TASKS: tuple[dict[str, Any], ...] = (
     {"gpus": 0},
@@ -71,25 +71,25 @@ def sky_python() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", TASKS)
-def test_skypilot_accepts_the_task(source: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_skypilot_accepts_the_tasks(source: str, tmp_path: Path) -> None:
     """Read by SkyPilot itself, with its schemas; no cloud is asked: buckets, which it would look for, are left out."""
-    task = yaml.safe_load(task_of(source, **options))
-    mounts = task.get("file_mounts", {})
-    stored = mounts.pop(skypilot.MOUNT, None)
-    assert (stored is not None) == ("storage" in options)
-    file = tmp_path / "task.yaml"
-    file.write_text(yaml.safe_dump(task))
+    files = []
+    for number, options in enumerate(TASKS):
+        task = yaml.safe_load(task_of(source, **options))
+        stored = task.get("file_mounts", {}).pop(skypilot.MOUNT, None)
+        assert (stored is not None) == ("storage" in options)
+        files.append(tmp_path / f"task-{number}.yaml")
+        files[-1].write_text(yaml.safe_dump(task))
     environment = {**os.environ, "HOME": str(tmp_path / "home"), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "PYTHONPATH": ""}
-    done = subprocess.run(
-        [sky_python(), "-c", VALIDATE, str(file)], capture_output=True, text=True, env=environment, timeout=120, check=False
-    )
+    command = [sky_python(), "-c", VALIDATE, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    name, nodes, accelerators, spot, recovery = json.loads(done.stdout.strip().splitlines()[-1])
-    assert (name, nodes) == ("hfstrat-chat", options.get("nodes", 1))
-    assert accelerators == ({options["gpu_type"]: options["gpus"]} if options["gpus"] else None)
-    assert spot == options.get("spot", False)
-    assert ("max_restarts_on_errors" in recovery) == ("storage" in options or "volume" in options)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    for options, (name, nodes, accelerators, spot, recovery) in zip(TASKS, found, strict=True):
+        assert (name, nodes) == ("hfstrat-chat", options.get("nodes", 1))
+        assert accelerators == ({options["gpu_type"]: options["gpus"]} if options["gpus"] else None)
+        assert spot == options.get("spot", False)
+        assert ("max_restarts_on_errors" in recovery) == ("storage" in options or "volume" in options)
 
 
 def test_a_managed_job_resumes_from_its_bucket(

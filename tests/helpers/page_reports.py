@@ -19,6 +19,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "classes": {"task": "text-classification", "strategy": "full"},
     "head": {"task": "text-classification", "strategy": "head"},
     "partial": {"strategy": "partial"},
+    "peft": {"strategy": {"name": "peft", "peft_type": "IA3"}},
+    "boxes": {"task": "object-detection", "strategy": "full"},
     "numbers": {"task": "regression", "strategy": "full"},
     "pictures": {"task": "image-classification", "strategy": "full"},
 }
@@ -51,6 +53,7 @@ def metrics_of(kind: str) -> dict[str, tuple[float, float]]:
         "classes": classes,
         "head": classes,
         "pictures": classes | {"balanced_accuracy": (0.3, 0.8), "auroc": (0.51, 0.9312), "average_precision": (0.4, 0.8876)},
+        "boxes": {"map": (0.01, 0.4321)},
         "numbers": {"mae": (2.5432, 1.2345), "rmse": (3.1, 1.5678), "pearson": (0.01, 0.8765), "spearman": (0.0, 0.8432)},
     }.get(kind, {"perplexity": (33.5, 12.25), "token_accuracy": (0.41, 0.52)})
 

@@ -366,6 +366,12 @@ class BoxText(ImageText):
 
         return lines_of(details)
 
+    def sections(self, result: Any, pictures: Any) -> list[Any]:
+        return []  # the metrics of each class are among the others
+
+    def advice(self, result: Any) -> list[tuple[str, str]]:
+        return []
+
     def agreement(self, name: str, one: list[torch.Tensor], other: list[torch.Tensor]) -> str:
         off = max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
         return f"logits and boxes of {name} and of the merged model differ by at most {off:.2e}"

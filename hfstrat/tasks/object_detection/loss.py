@@ -135,7 +135,7 @@ def softmax_sums(
     logits: Any, labels: Targets, device: Any, pred_boxes: Any, config: Any, classes: Any = None, coords: Any = None, **_: Any
 ) -> Sums:
     """DETR and YOLOS: cross-entropy with a class for no object, L1 and generalized IoU."""
-    criterion, boxes, queries = softmax_criterion(config, logits), 0.0, 0.0
+    criterion, boxes, queries = softmax_criterion(config, logits), logits.new_zeros(()), logits.new_zeros(())
     count, slots = logits.shape[:2]
     for head in _heads(logits, pred_boxes, config, classes, coords):
         indices = criterion.matcher(head, labels)
@@ -157,7 +157,7 @@ def focal_sums(
     logits: Any, labels: Targets, device: Any, pred_boxes: Any, config: Any, classes: Any = None, coords: Any = None, **_: Any
 ) -> Sums:
     """Conditional, Deformable and DAB-DETR: focal loss, L1 and generalized IoU, all per box."""
-    criterion, boxes = focal_criterion(config, logits), 0.0
+    criterion, boxes = focal_criterion(config, logits), logits.new_zeros(())
     for head in _heads(logits, pred_boxes, config, classes, coords):
         indices = criterion.matcher(head, labels)
         boxes = boxes + criterion.get_loss("labels", head, labels, indices, 1.0)["loss_ce"]
@@ -185,7 +185,7 @@ def grouped_sums(
     **_: Any,
 ) -> Sums:
     """LW-DETR and RF-DETR: an IoU-aware class loss, L1 and generalized IoU; each group of queries counts equally."""
-    criterion, boxes = grouped_criterion(config, logits), 0.0
+    criterion, boxes = grouped_criterion(config, logits), logits.new_zeros(())
     groups = logits.shape[1] // config.num_queries
     heads = [*_heads(logits, pred_boxes, config, classes, coords), {"logits": first_classes, "pred_boxes": first_coords}]
     for head in heads:

@@ -31,7 +31,7 @@ def sections(result: Result, pictures: Pictures) -> list[Section]:
         blocks: list[Block] = [Table("Errors and correlations on the evaluation examples", head, rows)]
         drawn = [
             charts.agreement(
-                f"Predictions of {shorten(row.target, 40)}", ("target", "prediction"), row.points, charts.plain_tick
+                f"Predictions of {shorten(row.target, 40)}", ("target", "prediction"), row.points, charts.number_tick
             )
             for row in found.targets
             if row.points
