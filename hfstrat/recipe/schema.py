@@ -376,8 +376,10 @@ MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whos
 class Recipe(Section):
     """One training run. Distribution is not part of it: that is the Accelerate config."""
 
-    task: Literal["causal-lm", "text-classification", "regression", "image-classification"] = Field(
-        "causal-lm", description="What the model is trained for: generated text, labels of texts, numbers, or classes of images"
+    task: Literal["causal-lm", "text-classification", "regression", "image-classification", "image-text-to-text"] = Field(
+        "causal-lm",
+        description="What the model is trained for: generated text, labels of texts, numbers, classes of images, or answers in "
+        "conversations with images",
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
@@ -387,7 +389,10 @@ class Recipe(Section):
         "which maximizes rewards",
     )
     data: Annotated[Data, from_text("train", Data | str)]
-    image: Images = Field(Images(), description="Size and augmentation of images, for task: image-classification")
+    image: Images = Field(
+        Images(),
+        description="Size and augmentation of images, for task: image-classification; processor_kwargs for image-text-to-text",
+    )
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
@@ -396,6 +401,20 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _images_are_of_their_task(self) -> Recipe:
-        if self.task != "image-classification" and self.image != Images():
-            raise ValueError("image: it is for task: image-classification; set the task, or remove it")
+        own = Images.model_construct(**{**self.image.__dict__, "processor_kwargs": {}}) != Images()
+        if self.task == "image-text-to-text" and own:
+            raise ValueError(
+                "image: size and augmentation are for task: image-classification; the images of image-text-to-text have the size "
+                "that its processor gives them: set image.processor_kwargs, such as {max_pixels: 262144}"
+            )
+        if self.task == "image-classification" and self.image.processor_kwargs:
+            raise ValueError("image: processor_kwargs is for task: image-text-to-text; set image_size, or remove it")
+        if self.task not in ("image-classification", "image-text-to-text") and self.image != Images():
+            raise ValueError("image: it is for tasks with images; set task: image-classification or image-text-to-text")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_of_their_task(self) -> Recipe:
+        if self.task != "image-text-to-text" and getattr(self.strategy, "freeze", None) is not None:
+            raise ValueError("strategy: freeze names parts of a vision-language model; set task: image-text-to-text, or remove it")
         return self

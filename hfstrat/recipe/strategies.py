@@ -16,6 +16,7 @@ class StrategySection(Section):
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
     tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification", "regression", "image-classification")
+    instead: ClassVar[dict[str, str]] = {}  # by a task that is not supported: what to use for it, and why
     augments: ClassVar[bool] = False  # whether training images are augmented by default
     takes_augmented: ClassVar[bool] = True  # whether they may be
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
@@ -71,14 +72,29 @@ class StrategySection(Section):
         return self.defaults
 
 
+ALL_TASKS = (*StrategySection.tasks, "image-text-to-text")
+Parts = list[Literal["vision", "projector", "language"]]
+
+
 class Full(StrategySection):
     """Every parameter is trained, in float32 with a 16-bit forward pass where the hardware supports it."""
 
     name: Literal["full"]
     augments: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
+    freeze: Parts | None = Field(
+        None,
+        description="Parts of a vision-language model that stay frozen: vision, projector, language; default: [vision]. "
+        "[vision, language] trains the projector alone",
+    )
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(2e-5, "Llama 2 (arXiv 2307.09288, section 3.1) and Stanford Alpaca fine-tune at 2e-5"),
     }
+
+    @field_validator("freeze")
+    @classmethod
+    def _some_part_is_left(cls, value: Parts | None) -> Parts | None:
+        return _not_all(value)
 
     @property
     def unquantizable(self) -> str:
@@ -86,6 +102,12 @@ class Full(StrategySection):
             "full fine-tuning trains every weight, and a weight in 4 or 8 bits is too coarse for small updates; use lora "
             "(QLoRA), partial or head, or a base model that is not quantized"
         )
+
+
+def _not_all(parts: Parts | None) -> Parts | None:
+    if parts and {"vision", "projector", "language"} <= set(parts):
+        raise ValueError("all parts are frozen, so that nothing is trained; leave one out")
+    return parts
 
 
 LoraInit = Literal[True, "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
@@ -101,6 +123,12 @@ class Lora(StrategySection):
 
     name: Literal["lora"]
     augments: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
+    freeze: Parts | None = Field(
+        None,
+        description="Parts of a vision-language model whose layers get no adapter: vision, projector, language; default: "
+        "[vision]",
+    )
     r: int = Field(16, ge=1, description="Rank of the adapters")
     lora_alpha: int | None = Field(
         None, ge=1, description="Scale: the update is multiplied by lora_alpha/r; default 2r (arXiv 2405.09673, section 4)"
@@ -131,6 +159,11 @@ class Lora(StrategySection):
     @property
     def adapters(self) -> dict[str, str]:
         return {} if self.adapter is None else {"strategy.adapter": self.adapter}
+
+    @field_validator("freeze")
+    @classmethod
+    def _some_part_is_left(cls, value: Parts | None) -> Parts | None:
+        return _not_all(value)
 
     @model_validator(mode="after")
     def _initialization_can_be_undone(self) -> Lora:
@@ -168,6 +201,7 @@ class Partial(StrategySection):
     """Some of the model's own weights are trained; the others are frozen and not in the optimizer."""
 
     name: Literal["partial"]
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
     last_n_layers: int = Field(0, ge=0, description="Number of the last transformer blocks to train, with the final norm")
     patterns: list[str] = Field([], description="Shell patterns of further parameter names to train, such as '*.mlp.*'")
     head: bool | Literal["auto"] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -61,13 +61,17 @@ class Partial(Strategy[section.Partial]):
             still=not self.section.frozen_dropout,
         )
 
-    def chosen(self, names: Iterable[str], tied: bool) -> set[str]:
+    def chosen(self, names: Iterable[str], tied: bool, scope: Callable[[str], bool] | None = None) -> set[str]:
         """The names of the trainable parameters.
+
+        Args:
+            scope: whether a parameter is of the stack that `last_n_layers`, `head` and `embeddings` are about; by default all.
 
         Raises UserError: more layers than the model has, a pattern that matches nothing, or nothing to train.
         """
         names = list(names)
-        chosen = self._last_layers(names)
+        own = names if scope is None else [name for name in names if scope(name)]
+        chosen = self._last_layers(own)
         for pattern in self.section.patterns:
             matched = {name for name in names if fnmatchcase(name, pattern)}
             if not matched:
@@ -77,9 +81,9 @@ class Partial(Strategy[section.Partial]):
                 )
             chosen |= matched
         if self.section.head is True or (self.section.head == "auto" and not tied):
-            chosen |= {name for name in names if (EMBEDDING if tied else HEAD).search(name) or CLASS_HEAD.search(name)}
+            chosen |= {name for name in own if (EMBEDDING if tied else HEAD).search(name) or CLASS_HEAD.search(name)}
         if self.section.embeddings:
-            chosen |= {name for name in names if EMBEDDING.search(name)}
+            chosen |= {name for name in own if EMBEDDING.search(name)}
         if not chosen:
             raise UserError(
                 "strategy: no parameter would be trained: the LM head is tied to the embeddings, so `head: auto` freezes it; "
@@ -98,7 +102,7 @@ class Partial(Strategy[section.Partial]):
 
     def build_model(self, base: Base) -> nn.Module:
         model, tied = base.model, base.is_tied
-        chosen = self.chosen((name for name, _ in model.named_parameters()), tied)
+        chosen = self.chosen((name for name, _ in model.named_parameters()), tied, base.task.model.has_language(base))
         head = tuple(f"{module}." for module in base.head_modules)  # it is new, so it is trained
         chosen |= {name for name, _ in model.named_parameters() if name.startswith(head)}
         for name, parameter in model.named_parameters():

@@ -11,15 +11,20 @@ from hfstrat.recipe.data import Data
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.image_classification import ImageClassification
+from hfstrat.tasks.image_text_to_text import ImageTextToText
 from hfstrat.tasks.regression import Regression
 from hfstrat.tasks.text_classification import TextClassification
 
-TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification())}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (CausalLM(), TextClassification(), Regression(), ImageClassification(), ImageTextToText())
+}
 
 __all__ = [
     "TASKS",
     "CausalLM",
     "ImageClassification",
+    "ImageTextToText",
     "Regression",
     "Task",
     "TextClassification",

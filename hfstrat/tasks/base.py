@@ -274,6 +274,22 @@ class Model(ABC):
         """
         return lambda model: None
 
+    def freeze(self, base: Base, roles: list[str] | None) -> None:
+        """Freeze parts of a model of which all parameters are trained, in place.
+
+        Args:
+            roles: vision, projector or language; None: those that this task freezes by default.
+        """
+        return
+
+    def frozen_modules(self, base: Base, roles: list[str] | None) -> Callable[[str], bool]:
+        """Whether a module, by its name, gets no adapter, since its part is frozen (see `freeze`)."""
+        return lambda name: False
+
+    def has_language(self, base: Base) -> Callable[[str], bool]:
+        """Whether a parameter, by its name, is of the stack of blocks that is trained from its end."""
+        return lambda name: True
+
     def split_missing(self, model: Any, missing: list[str]) -> tuple[list[str], list[str]]:
         """The modules that are a trainable head, by name, and those of `missing` that the checkpoint has to have."""
         return [], missing
