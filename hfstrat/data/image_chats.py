@@ -51,15 +51,16 @@ class Part(NamedTuple):
     images: list[dict[str, Any]]
     image_tokens: int
     content: int
+    spans: list[int]
 
 
 def schema() -> pyarrow.Schema:
     """Columns of the prepared data: those of a text, the images (a path, in an archive its member, or bytes), the number of
-    their tokens, and the first 64 bits of a SHA-256 over their bytes."""
+    their tokens, the first 64 bits of a SHA-256 over their bytes, and the starts and ends of the tokens of each."""
     import pyarrow as pa
 
     image = pa.struct([("path", pa.string()), ("member", pa.string()), ("data", pa.large_binary())])
-    return token_schema(images=pa.list_(image), image_tokens=pa.int32(), content=pa.int64())
+    return token_schema(images=pa.list_(image), image_tokens=pa.int32(), content=pa.int64(), spans=pa.list_(pa.int32()))
 
 
 class _Images(NamedTuple):
@@ -143,7 +144,10 @@ class ChatWriter:
         refs = [{"path": ref.path, "member": ref.member, "data": ref.data} for ref in example.images]
         text = hash_text(f"{example.content.replace(MARK, ' ')} {images.content}")
         return [
-            Part(one.ids, one.labels, len(one.ids), index, text, [refs[n] for n in which], one.image_tokens, images.content)
+            Part(
+                *(one.ids, one.labels, len(one.ids), index, text),
+                *([refs[n] for n in which], one.image_tokens, images.content, [place for span in one.spans for place in span]),
+            )
             for one, which in kept
         ]
 

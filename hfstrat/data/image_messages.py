@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 from hfstrat.data import readers
 from hfstrat.data.columns import Reading, columns_of, filled, propose, rename
-from hfstrat.data.formats import ALIASES, FORMATS, Example
+from hfstrat.data.formats import ALIASES, FORMATS, Example, with_system
 from hfstrat.data.image_files import ImageRef
 from hfstrat.data.image_rows import ImageSource, image_of, stat_of
+from hfstrat.data.messages import parse_messages, parse_template_kwargs
 from hfstrat.data.sources import DataSource
 from hfstrat.data.values import REPLACED, BadRow, Row, is_missing, valid
 from hfstrat.errors import UserError
@@ -294,6 +295,27 @@ def _check_turns(example: Example, images: int) -> None:
             raise BadRow("an image is in a turn of the assistant: the model generates text; expected images in other turns")
     if (found := sum(turn["content"].count(MARK) for turn in example.messages or [])) != images:
         raise BadRow(f"of its {plural(images, 'image')} only {found} are in the conversation; expected them in messages")
+
+
+def prompt_of(row: Row, folder: Path) -> dict[str, Any]:
+    """What a row asks: its `prompt` or `messages` with its images, as `ImageRenderer.prompt_ids` takes it.
+
+    Args:
+        folder: that paths of images are relative to.
+
+    Raises:
+        BadRow: it has neither, or they are not as in rows to train on.
+    """
+    values = dict(_with_folder(row, folder, set(COLUMNS)))
+    name = next((name for name in ("prompt", "messages") if values.get(name)), None)
+    if name is None:
+        raise BadRow(f"it has neither 'prompt' nor 'messages'; it has {', '.join(row)}")
+    given, places = _images_of(values), _Places("images" in row or "image" in row, _has_parts(values))
+    values[name] = places.marked(values[name], name)
+    images, _ = places.join(given, values, "messages" if name == "messages" else "prompt-completion")
+    messages = with_system(parse_messages(values[name], name, "user"), values)
+    options = parse_template_kwargs(values)
+    return valid({"messages": messages, "images": list(images), **({"chat_template_kwargs": options} if options else {})})
 
 
 class ImageTextSource(ImageSource):

@@ -184,6 +184,20 @@ class Rows(ABC):
         """Tokens of a forward pass for each training and each evaluation example."""
         return data.lengths, data.eval_lengths
 
+    def renderer(self, tokenizer: Any, template: str, options: Mapping[str, Any] | None = None) -> Any:
+        """What turns prompts into token ids.
+
+        Args:
+            template, options: as for `data.render.Renderer`.
+        """
+        from hfstrat.data.render import Renderer
+
+        return Renderer(tokenizer, template, options=options)
+
+    def shown(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+        """An example as it is shown to people, where single tokens of it mean nothing to them."""
+        return row
+
     def note(self, row: dict[str, Any]) -> str:
         """What to show below the tokens of an example; empty for nothing."""
         return ""

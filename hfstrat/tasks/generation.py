@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from hfstrat.data.render import Renderer
+    from hfstrat.tasks.base import Rows
     from hfstrat.tasks.report import Report
 
 
@@ -130,15 +131,19 @@ class How:
         return {**prompt, "messages": messages} if isinstance(prompt, dict) else messages
 
 
-def renderer_of(tokenizer: Any, report: Report | None, plain: bool) -> Renderer:
-    """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own."""
-    from hfstrat.data.render import TEMPLATES, Renderer
+def renderer_of(rows: Rows, tokenizer: Any, report: Report | None, plain: bool) -> Any:
+    """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own.
+
+    Args:
+        rows: of the model's task.
+    """
+    from hfstrat.data.render import TEMPLATES
 
     template = report.run.recipe.data.template if report else "auto"
     if template not in TEMPLATES:  # a file's template is the tokenizer's own now
         template = "chat"
     options = report.run.recipe.data.chat_template_kwargs if report and not plain else None
-    renderer = Renderer(tokenizer, "plain" if plain else template, options=options)
+    renderer = rows.renderer(tokenizer, "plain" if plain else template, options)
     data = report.run.data if report else None
     renderer.continues_text = plain or (data is not None and data.train.format == "text")
     return renderer

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfstrat.data.image_messages import OUR_COLUMNS, ImageTextFormat
 from hfstrat.errors import UserError
+from hfstrat.recipe.format import plural
 from hfstrat.tasks.base import Rows, Task
 from hfstrat.tasks.causal_lm import LanguageModel, LanguageText, TokenMetrics
 
@@ -117,6 +118,24 @@ class ImageTextRows(Rows):
         rows = [data.eval[place] for place in range(len(data.eval) - 1, max(-1, len(data.eval) - 1 - PROBED), -1)]
         return {name: value for name, value in plain(rows).items() if name != "labels"} | {"use_cache": False}
 
+    def renderer(self, tokenizer: Any, template: str, options: Mapping[str, Any] | None = None) -> Any:
+        from hfstrat.data.image_render import ImageRenderer
+
+        return ImageRenderer(tokenizer, template, options=options)
+
+    def shown(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+        """The row with one token in the place of those of each image."""
+        ids, labels, done = list[int](), list[int](), 0
+        for start, end in zip(row["spans"][::2], row["spans"][1::2], strict=True):
+            ids += [*row["input_ids"][done:start], tokenizer.image_ids[0]]
+            labels += row["labels"][done : start + 1]
+            done = end
+        return {**row, "input_ids": ids + row["input_ids"][done:], "labels": labels + row["labels"][done:]}
+
+    def note(self, row: dict[str, Any]) -> str:
+        count = len(row["images"])
+        return f"{row['image_tokens']:,} of its tokens are of {plural(count, 'image')}, each shown as one" if count else ""
+
     def draw(self, data: Any, file: Path) -> str:
         from hfstrat.data.image_text_sheet import draw
 
@@ -167,6 +186,8 @@ class ImageTextModel(LanguageModel):
         if not wanted or (roles is None and str(base.model.config.model_type) not in vision_parts.FAMILIES):
             return super().frozen_modules(base, roles)
         prefixes = vision_parts.prefixes_of(base.model)
+        adapted = " and ".join(role for role in vision_parts.ROLES if role not in wanted)
+        base.say(f"{'parts':<9} adapters in {adapted}; without one: {' and '.join(sorted(wanted))} (strategy.freeze)")
         return lambda name: vision_parts.role_of(name, prefixes) in wanted
 
     def has_language(self, base: Base) -> Callable[[str], bool]:
