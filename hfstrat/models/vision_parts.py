@@ -89,7 +89,7 @@ def module_of(model: Any, role: str) -> tuple[str, Any] | None:
 
 
 def sizes(model: Any) -> str:
-    """The parameters of each part and how many of them are trained, in words."""
+    """The parameters of each part, and whether it is frozen, in words."""
     from hfstrat.models.quantization import elements
 
     prefixes = FAMILIES.get(str(model.config.model_type))
@@ -100,5 +100,5 @@ def sizes(model: Any) -> str:
         if role := role_of(name, prefixes):
             counts[role][0] += elements(parameter)
             counts[role][1] += elements(parameter) * parameter.requires_grad
-    words = [f"{role} {total / 1e6:,.1f}M" + ("" if trained else " (frozen)") for role, (total, trained) in counts.items()]
+    words = [f"{role} {total:,}" + ("" if trained else " (frozen)") for role, (total, trained) in counts.items()]
     return ", ".join(words)

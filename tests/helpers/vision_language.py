@@ -49,7 +49,7 @@ def template(family: str) -> str:
 
 
 def vision(**more: Any) -> dict[str, Any]:
-    return {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, **more}
+    return {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, **more}
 
 
 def tokenizer_of(family: str) -> Any:

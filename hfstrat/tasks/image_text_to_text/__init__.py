@@ -14,6 +14,7 @@ from hfstrat.tasks.causal_lm import LanguageModel, LanguageText, TokenMetrics
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from hfstrat.data.image_chats import ImageTexts
     from hfstrat.models.load import Base
@@ -215,6 +216,13 @@ def _no_such_model(name: str, family: str) -> str:
 
 class ImageTextMetrics(TokenMetrics):
     """Those of a causal LM: only tokens of text have loss."""
+
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """As of a causal LM. A batch without images has no gradient where only parts behind images are trained."""
+        import torch
+
+        found = super().loss(outputs, labels, num_items_in_batch)
+        return found.requires_grad_() + 0 if torch.is_grad_enabled() and not found.requires_grad else found
 
 
 class ImageTextText(LanguageText):
