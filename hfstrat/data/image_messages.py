@@ -145,7 +145,7 @@ def _images_of(values: dict[str, Any]) -> list[ImageRef] | None:
     if name is None:
         return None
     given = values[name]
-    listed = given if isinstance(given, list | tuple) else [given]
+    listed = given if isinstance(given, list) else [given]
     return [_ref(each, f"{name}[{place}]" if len(listed) > 1 else name) for place, each in enumerate(listed)]
 
 
@@ -169,7 +169,7 @@ def _ref(value: Any, column: str) -> ImageRef:
             return _ref(inner, column)
     if isinstance(value, Mapping) and not isinstance(value.get("bytes"), bytes) and isinstance(value.get("path"), str):
         return _ref(value["path"], column)
-    if isinstance(value, list | tuple) and not isinstance(value, ImageRef):
+    if isinstance(value, list):
         raise BadRow(f"'{column}' is a list in a list, expected one list with the images of the row")
     return image_of(dict(value) if isinstance(value, Mapping) else value, column)
 

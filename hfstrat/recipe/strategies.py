@@ -251,6 +251,10 @@ class Head(StrategySection):
     """
 
     name: Literal["head"]
+    instead: ClassVar[dict[str, str]] = {
+        "image-text-to-text": "the part of it that is new is the projector, which has no exact solution; set strategy: {name: "
+        "full, freeze: [vision, language]} to train it alone"
+    }
     takes_augmented: ClassVar[bool] = False
     layer: int | Literal["auto"] = Field(
         "auto", description="The block after which the body ends, from 1; auto: by a probe on training examples"
@@ -375,6 +379,10 @@ class Scratch(StrategySection):
     """
 
     name: Literal["scratch"]
+    instead: ClassVar[dict[str, str]] = {
+        "image-text-to-text": "a tower and a language model with random weights need more pictures than a fine-tuning has; use full "
+        "with freeze: []"
+    }
     augments: ClassVar[bool] = True
     model_type: str | None = Field(
         None,
