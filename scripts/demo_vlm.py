@@ -106,7 +106,9 @@ def run(target: str) -> None:
         keys = ("steps", "train_seconds", "trainable_parameters", "total_parameters", "peak_memory_bytes")
         found[name] = {"accuracy": entry, **{key: result[key] for key in keys}, "loss": result["metrics_after"]["loss"]}
         found[name]["facts"] = {key: result[key] for key in ("vision_features",) if result.get(key)}
-        found["environment"] = {key: report["environment"].get(key) for key in ("cpu", "libraries") if key in report["environment"]}
+        found["environment"] = {
+            key: report["environment"].get(key) for key in ("cpu", "libraries") if key in report["environment"]
+        }
     Path(target).write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 

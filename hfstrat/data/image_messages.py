@@ -250,11 +250,15 @@ class _Places:
             raise BadRow(f"'{column}' contains a part of type {kind!r}: only images are read, not {OTHER_PARTS[str(kind)]}")
         if not _is_image(part):
             return {**part, "text": self._text(part["text"], column)} if isinstance(part.get("text"), str) else part
-        value = next((part[n] for n in ("image", "image_url", "url", "path", "bytes", "base64") if part.get(n) is not None), None)
+        value = next(
+            (part[n] for n in ("image", "image_url", "url", "path", "bytes", "base64") if part.get(n) is not None), None
+        )
         self.found.append(None if value is None else _ref(value, f"{column}: image"))
         return {"type": "text", "text": MARK}
 
-    def join(self, given: list[ImageRef] | None, values: dict[str, Any], kind: str) -> tuple[tuple[ImageRef, ...], tuple[str, ...]]:
+    def join(
+        self, given: list[ImageRef] | None, values: dict[str, Any], kind: str
+    ) -> tuple[tuple[ImageRef, ...], tuple[str, ...]]:
         """The images of the places, in order, and what was changed. Raises BadRow where places and images differ."""
         column, open_places = list(given or []), sum(one is None for one in self.found)
         if column and not self.found:
@@ -436,4 +440,3 @@ def example_of(row: Row, reading: Any, index: int) -> ImageExample:
     except BadRow as error:
         raise UserError(f"{reading.where(index)}: {error}") from None
     return found
-

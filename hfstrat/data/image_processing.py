@@ -25,10 +25,11 @@ class ChatProcessor:
     Args:
         processor: of transformers, with an image processor, a tokenizer and an `image_token`.
         extra: files to write beside those of the processor, by name: what this machine cannot load, such as a processor of videos.
+        precompute: `image.precompute`.
     """
 
-    def __init__(self, processor: Any, extra: dict[str, str] | None = None) -> None:
-        self.processor, self.extra = processor, extra or {}
+    def __init__(self, processor: Any, extra: dict[str, str] | None = None, precompute: bool | str = False) -> None:
+        self.processor, self.extra, self.precompute = processor, extra or {}, precompute
         self.words = processor.tokenizer
         self._pieces: dict[tuple[tuple[int, int], ...], list[str]] = {}
 

@@ -25,11 +25,16 @@ class ImageTextCollator(TokenCollator):
     """
 
     packs = False
-    unpacked_because = "the position of an image in a packed row depends on the family (its grid, its mask), which is not tested"
+    reads_images = True
+    unpacked_because = (
+        "the position of an image in a packed row depends on the family (its grid, its mask), which is not tested"
+    )
 
     def __init__(self, processor: ChatProcessor, multiple: int, masks_logits: bool, selects_rows: bool = False) -> None:
         self.processor, self.pad_token_id, self.multiple = processor, processor.pad_token_id or 0, multiple
         self.masks_logits, self.selects_rows = masks_logits, selects_rows
+        images = processor.processor.image_processor.to_dict()
+        self.settings = sorted(f"{key}={value}" for key, value in images.items())  # what cached features depend on
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return self.with_pixels(rows, self.texts(rows))

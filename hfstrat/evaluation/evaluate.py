@@ -322,7 +322,9 @@ class Rows:
         """The model's answers to the prompts."""
         options = self.recipe.data.chat_template_kwargs
         given: Any = (
-            data if data is not None else SimpleNamespace(renderer=subject.task.rows.renderer(subject.tokenizer, "auto", options))
+            data
+            if data is not None
+            else SimpleNamespace(renderer=subject.task.rows.renderer(subject.tokenizer, "auto", options))
         )
         length = self.recipe.evaluation.max_new_tokens
         return [subject.task.text.predict(subject.model, given, prompt, length, dtype) for prompt in self.prompts]

@@ -56,9 +56,7 @@ def role_of(name: str, prefixes: Prefixes) -> str:
     while parts and parts[0] in ("model", "base_model"):
         parts = parts[1:]
     inner = ".".join(parts)
-    found = [
-        (len(prefix), role) for role, some in prefixes.items() for prefix in some if f"{inner}.".startswith(f"{prefix}.")
-    ]
+    found = [(len(prefix), role) for role, some in prefixes.items() for prefix in some if f"{inner}.".startswith(f"{prefix}.")]
     return max(found)[1] if found else ""
 
 
@@ -73,7 +71,9 @@ def freeze(model: Any, roles: Iterable[str]) -> None:
             parameter.requires_grad_(False)
             done.add(role)
     if missing := wanted - done:
-        raise UserError(f"strategy.freeze: this {model.config.model_type} model has no part {', '.join(sorted(missing))}; remove it")
+        raise UserError(
+            f"strategy.freeze: this {model.config.model_type} model has no part {', '.join(sorted(missing))}; remove it"
+        )
 
 
 def module_of(model: Any, role: str) -> tuple[str, Any] | None:

@@ -56,6 +56,12 @@ class Images(Section):
         "{do_image_splitting: false}, which decide how many tokens an image becomes",
     )
 
+    precompute: bool | Literal["auto"] = Field(
+        "auto",
+        description="For task: image-text-to-text with full or lora, compute the features of a frozen vision tower once and "
+        "train without it; auto: for more than one epoch, where it is possible",
+    )
+
     @property
     def changes(self) -> Augmentation:
         """The changes of an augmentation that is on."""

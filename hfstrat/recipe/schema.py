@@ -401,14 +401,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _images_are_of_their_task(self) -> Recipe:
-        own = Images.model_construct(**{**self.image.__dict__, "processor_kwargs": {}}) != Images()
+        own = Images.model_construct(**{**self.image.__dict__, "processor_kwargs": {}, "precompute": "auto"}) != Images()
         if self.task == "image-text-to-text" and own:
             raise ValueError(
                 "image: size and augmentation are for task: image-classification; the images of image-text-to-text have the size "
                 "that its processor gives them: set image.processor_kwargs, such as {max_pixels: 262144}"
             )
-        if self.task == "image-classification" and self.image.processor_kwargs:
-            raise ValueError("image: processor_kwargs is for task: image-text-to-text; set image_size, or remove it")
+        if self.task == "image-classification" and (self.image.processor_kwargs or self.image.precompute != "auto"):
+            raise ValueError("image: processor_kwargs and precompute are for task: image-text-to-text; remove them")
         if self.task not in ("image-classification", "image-text-to-text") and self.image != Images():
             raise ValueError("image: it is for tasks with images; set task: image-classification or image-text-to-text")
         return self
@@ -416,5 +416,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_are_of_their_task(self) -> Recipe:
         if self.task != "image-text-to-text" and getattr(self.strategy, "freeze", None) is not None:
-            raise ValueError("strategy: freeze names parts of a vision-language model; set task: image-text-to-text, or remove it")
+            raise ValueError(
+                "strategy: freeze names parts of a vision-language model; set task: image-text-to-text, or remove it"
+            )
         return self

@@ -16,8 +16,7 @@ from hfstrat.tasks.regression import Regression
 from hfstrat.tasks.text_classification import TextClassification
 
 TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (CausalLM(), TextClassification(), Regression(), ImageClassification(), ImageTextToText())
+    task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification(), ImageTextToText())
 }
 
 __all__ = [

@@ -85,9 +85,7 @@ def test_every_way_of_writing_is_the_same_row(way: str, qwen: ChatProcessor, tmp
     data = prepare(Data.model_validate({"train": str(write(tmp_path, rows)), "eval": str(tmp_path / "rows.jsonl")}), qwen, 0)
     row = data.train[0]
     text = qwen.decode([token for token in row["input_ids"] if token not in qwen.image_ids])
-    assert text == (
-        "<|im_start|>user\n<|vision_start|><|vision_end|>what<|im_end|>\n<|im_start|>assistant\na cat<|im_end|>\n"
-    )
+    assert text == ("<|im_start|>user\n<|vision_start|><|vision_end|>what<|im_end|>\n<|im_start|>assistant\na cat<|im_end|>\n")
     assert qwen.decode([token for token in row["labels"] if token != IGNORED]) == "a cat<|im_end|>\n"
     assert len(row["images"]) == 1 and row["image_tokens"] == len(qwen(qwen.pieces([(8, 8)])[0])["input_ids"])
 
@@ -178,7 +176,14 @@ def bad_data(rows: list[dict[str, Any]], *words: str, family: str = "llava", **s
 
 def bad_recipe(*words: str, strategy: Any = "full", **more: Any) -> Case:
     def call(env: Any) -> Any:
-        recipe = {"task": "image-text-to-text", "model": "a", "strategy": strategy, "data": "a.jsonl", "output_dir": "b", **more}
+        recipe = {
+            "task": "image-text-to-text",
+            "model": "a",
+            "strategy": strategy,
+            "data": "a.jsonl",
+            "output_dir": "b",
+            **more,
+        }
         (env.folder / "r.yaml").write_text(json.dumps(recipe))
         check_task(load_recipe(str(env.folder / "r.yaml"), []).recipe)
 
@@ -291,19 +296,30 @@ BAD: dict[str, Case] = {
     "images without conversations": bad_files(folder_of_images, "images without conversations", "metadata.jsonl"),
     "no such folder": bad_files(lambda folder: str(folder / "none.jsonl"), "no such file"),
     "a prompt with fewer images than places": (prompt({"messages": MARK + "what", "images": []}), ["1 place", "0 images"]),
-    "a prompt with a missing image": (prompt({"messages": MARK + "what", "images": ["gone.png"]}), ["gone.png", "no such file"]),
+    "a prompt with a missing image": (
+        prompt({"messages": MARK + "what", "images": ["gone.png"]}),
+        ["gone.png", "no such file"],
+    ),
     "a setting that does not exist": (settings({"max_pixel": 9}), ["does not read max_pixel", "max_pixels"]),
     "a setting with a bad value": (settings({"patch_size": "x", "size": 3.5}), ["image.processor_kwargs"]),
     "a model of text": bad_model({"config.json": {"model_type": "llama"}}, "llama", "vision-language", "causal-lm"),
     "no processor": bad_model({"config.json": {"model_type": "llava"}}, "no processor of images", "model.tokenizer"),
     "packing": bad_recipe("training.packing", "not packed", training={"packing": True}),
     "image_size": bad_recipe("image", "processor_kwargs", image={"image_size": 64}),
-    "all parts frozen": bad_recipe("freeze", "nothing is trained", strategy={"name": "full", "freeze": ["vision", "projector", "language"]}),
+    "all parts frozen": bad_recipe(
+        "freeze", "nothing is trained", strategy={"name": "full", "freeze": ["vision", "projector", "language"]}
+    ),
     "an unknown part": bad_recipe("freeze", "vision", strategy={"name": "full", "freeze": ["eyes"]}),
-    "parts of a causal LM": bad_recipe("freeze", "image-text-to-text", strategy={"name": "full", "freeze": []}, task="causal-lm"),
-    "a distilled student": bad_recipe("distill", "image-text-to-text", strategy={"name": "distill", "teacher": "a", "student": "full"}),
+    "parts of a causal LM": bad_recipe(
+        "freeze", "image-text-to-text", strategy={"name": "full", "freeze": []}, task="causal-lm"
+    ),
+    "a distilled student": bad_recipe(
+        "distill", "image-text-to-text", strategy={"name": "distill", "teacher": "a", "student": "full"}
+    ),
     "a head": bad_recipe("head", "freeze: [vision, language]", strategy="head"),
-    "random weights": bad_recipe("scratch", "image-text-to-text", strategy={"name": "scratch", "model_type": "llama"}, model={}),
+    "random weights": bad_recipe(
+        "scratch", "image-text-to-text", strategy={"name": "scratch", "model_type": "llama"}, model={}
+    ),
     "new tokens": bad_recipe("model.add_tokens", "processor", model={"name_or_path": "a", "add_tokens": ["x"]}),
     "a pooling": bad_recipe("model.pooling", model={"name_or_path": "a", "pooling": "mean"}),
     "multiple choice": bad_recipe("evaluation.choices", evaluation={"choices": ["a.jsonl"]}),

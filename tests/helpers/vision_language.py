@@ -86,7 +86,9 @@ def processor_of(family: str, tokenizer: Any) -> Any:
         kind = _without_videos(t.Qwen2_5_VLProcessor if family == "qwen2_5_vl" else t.Qwen3VLProcessor)
         return kind(images, tokenizer, **chat)
     if family == "gemma3":
-        return t.Gemma3Processor(t.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, image_seq_length=4, **chat)
+        return t.Gemma3Processor(
+            t.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, image_seq_length=4, **chat
+        )
     if family == "llava":
         images = t.LlavaImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
         more = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
@@ -168,10 +170,18 @@ def config_of(family: str, tokenizer: Any) -> Any:
         )
     clip = vision(image_size=32, patch_size=8, model_type="clip_vision_model", projection_dim=16)
     if family == "llava":
-        return t.LlavaConfig(vision_config=clip, text_config={"model_type": "llama", **text}, image_token_index=ids["<image>"], image_seq_length=16, **more)
+        return t.LlavaConfig(
+            vision_config=clip,
+            text_config={"model_type": "llama", **text},
+            image_token_index=ids["<image>"],
+            image_seq_length=16,
+            **more,
+        )
     grid = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
     if family == "llava_next":
-        return t.LlavaNextConfig(vision_config=clip, text_config={"model_type": "llama", **text}, image_token_index=ids["<image>"], **grid, **more)
+        return t.LlavaNextConfig(
+            vision_config=clip, text_config={"model_type": "llama", **text}, image_token_index=ids["<image>"], **grid, **more
+        )
     siglip = vision(image_size=32, patch_size=8, model_type="siglip_vision_model", vision_use_head=False)
     return t.LlavaOnevisionConfig(
         vision_config=siglip,
@@ -221,7 +231,9 @@ def conversations(folder: Path, count: int = 24, seed: int = 0, most: int = 2) -
         ]
         question = [*({"type": "image"} for _ in files), {"type": "text", "text": f"the colors {number} and a hat"}]
         answer = " and ".join(colors) or "no dog sat"
-        rows.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], "images": files})
+        rows.append(
+            {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], "images": files}
+        )
     path = folder / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -291,7 +291,9 @@ class ImageTextToText(Task):
         if data.template == "plain":
             raise UserError("data.template: plain: it has no place for images; set chat, auto or a .jinja file")
         if data.format not in ("auto", "messages", "conversations", "prompt-completion", "alpaca"):
-            raise UserError(f"data.format: {data.format}: {self.name} reads messages, conversations, prompt-completion or alpaca")
+            raise UserError(
+                f"data.format: {data.format}: {self.name} reads messages, conversations, prompt-completion or alpaca"
+            )
         for key in ("choices", "lm_eval"):
             if getattr(recipe.evaluation, key):
                 raise UserError(f"evaluation.{key}: it is for models of text; remove it for {self.name}, or use metrics")

@@ -28,7 +28,7 @@ def load(recipe: Recipe) -> ChatProcessor:
     found = from_source(source, options, key, recipe.image.processor_kwargs)
     if found.words.pad_token_id is None and found.words.eos_token is not None:
         found.words.pad_token = found.words.eos_token
-    found.words.padding_side = "right"
+    found.words.padding_side, found.precompute = "right", recipe.image.precompute
     check_images(found, key, source)
     return found
 
@@ -63,7 +63,9 @@ def from_source(source: str, options: dict[str, Any], key: str, settings: dict[s
         )
     _set(processor.image_processor, settings)
     template = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
-    processor.chat_template = processor.tokenizer.chat_template = template["default"] if isinstance(template, dict) else template
+    processor.chat_template = processor.tokenizer.chat_template = (
+        template["default"] if isinstance(template, dict) else template
+    )
     return ChatProcessor(processor, extra)
 
 
