@@ -267,7 +267,7 @@ class _Places:
         if open_places != len(column):
             marks = f"{plural(open_places, 'place')} for images without one of their own"
             raise BadRow(
-                f"the conversation has {marks}, but the row has {plural(len(column), 'image')} in its column; expected one image "
+                f"the conversation has {marks}, but the row has {plural(len(column), 'image')} in its column; expected one "
                 f"for each place ({WORD}, or a part of type image)"
             )
         rest = iter(column)

@@ -24,7 +24,7 @@ class ChatProcessor:
 
     Args:
         processor: of transformers, with an image processor, a tokenizer and an `image_token`.
-        extra: files to write beside those of the processor, by name: what this machine cannot load, such as a processor of videos.
+        extra: files to write beside those of the processor, by name: what this machine cannot load.
         precompute: `image.precompute`.
     """
 

@@ -158,8 +158,8 @@ class ImageRenderer(Renderer):
         rows = [self._expanded(row, sizes) for row in rendered]
         if rendered and max(map(len, map(_marks, rendered))) < len(sizes):
             raise BadRow(
-                f"the chat template writes {len(_marks(rendered[-1]))} of its {plural(len(sizes), 'image')}: it has no place for "
-                "them; set data.template to a template for images, or model.tokenizer to a processor with one"
+                f"the chat template writes {len(_marks(rendered[-1]))} of its {plural(len(sizes), 'image')}: it has no place "
+                "for them; set data.template to a template for images, or model.tokenizer to a processor with one"
             )
         return self.encode_images(rows)
 
@@ -213,7 +213,7 @@ class ImageRenderer(Renderer):
         return Rendered([each for each in segments if each.text or each.ends], row.framed)
 
     def _core(self, piece: str) -> tuple[str, str, str]:
-        """The text of an image from its first to its last special token, and what is around it: that may merge with the text."""
+        """The text of an image from its first to its last special token, and what is around it."""
         found = [match.span() for match in self.special.finditer(piece)]
         if not found:
             return "", piece, ""

@@ -44,8 +44,8 @@ def prefixes_of(model: Any) -> Prefixes:
     family = str(model.config.model_type)
     if family not in FAMILIES:
         raise UserError(
-            f"strategy.freeze: the vision tower of the family {family} is not known; known are {', '.join(sorted(FAMILIES))}. Set "
-            "freeze: [] to train all of it"
+            f"strategy.freeze: the vision tower of the family {family} is not known; known are {', '.join(sorted(FAMILIES))}. "
+            "Set freeze: [] to train all of it"
         )
     return FAMILIES[family]
 
@@ -77,7 +77,7 @@ def freeze(model: Any, roles: Iterable[str]) -> None:
 
 
 def module_of(model: Any, role: str) -> tuple[str, Any] | None:
-    """The name and the module that is this part, inside of `model`; None where the family is not known or has no such module."""
+    """The name and the module that is this part, inside of `model`; None where the family is not known."""
     prefixes = FAMILIES.get(str(model.config.model_type))
     body = model.base_model
     for prefix in prefixes[role] if prefixes else ():

@@ -120,8 +120,8 @@ class Distill(StrategySection):
 
     name: Literal["distill"]
     instead: ClassVar[dict[str, str]] = {
-        "image-text-to-text": "a teacher would need the same processor and as many tokens for each image, which is not tested; use "
-        "full, partial or lora"
+        "image-text-to-text": "a teacher would need the same processor and as many tokens for each image, which is not tested; "
+        "use full, partial or lora"
     }
     teacher: Annotated[TeacherModel | None, from_text("name_or_path", TeacherModel | str | None)] = Field(
         None, description="Default: `model:` itself before shrink, or with its adapter disabled"

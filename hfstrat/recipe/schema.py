@@ -404,8 +404,8 @@ class Recipe(Section):
         own = Images.model_construct(**{**self.image.__dict__, "processor_kwargs": {}, "precompute": "auto"}) != Images()
         if self.task == "image-text-to-text" and own:
             raise ValueError(
-                "image: size and augmentation are for task: image-classification; the images of image-text-to-text have the size "
-                "that its processor gives them: set image.processor_kwargs, such as {max_pixels: 262144}"
+                "image: size and augmentation are for task: image-classification; the images of image-text-to-text have the "
+                "size that its processor gives them: set image.processor_kwargs, such as {max_pixels: 262144}"
             )
         if self.task == "image-classification" and (self.image.processor_kwargs or self.image.precompute != "auto"):
             raise ValueError("image: processor_kwargs and precompute are for task: image-text-to-text; remove them")

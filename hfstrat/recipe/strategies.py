@@ -380,8 +380,8 @@ class Scratch(StrategySection):
 
     name: Literal["scratch"]
     instead: ClassVar[dict[str, str]] = {
-        "image-text-to-text": "a tower and a language model with random weights need more pictures than a fine-tuning has; use full "
-        "with freeze: []"
+        "image-text-to-text": "a tower and a language model with random weights need more pictures than a fine-tuning has; use "
+        "full with freeze: []"
     }
     augments: ClassVar[bool] = True
     model_type: str | None = Field(

@@ -81,13 +81,14 @@ WAYS = {  # rows of one question about a.png
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_writing_is_the_same_row(way: str, qwen: ChatProcessor, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
-    rows = [WAYS[way], *[{k: v for k, v in WAYS[way].items()} for _ in range(2)]]
+    rows = [WAYS[way], dict(WAYS[way]), dict(WAYS[way])]
     data = prepare(Data.model_validate({"train": str(write(tmp_path, rows)), "eval": str(tmp_path / "rows.jsonl")}), qwen, 0)
     row = data.train[0]
     text = qwen.decode([token for token in row["input_ids"] if token not in qwen.image_ids])
     assert text == ("<|im_start|>user\n<|vision_start|><|vision_end|>what<|im_end|>\n<|im_start|>assistant\na cat<|im_end|>\n")
     assert qwen.decode([token for token in row["labels"] if token != IGNORED]) == "a cat<|im_end|>\n"
-    assert len(row["images"]) == 1 and row["image_tokens"] == len(qwen(qwen.pieces([(8, 8)])[0])["input_ids"])
+    assert len(row["images"]) == 1
+    assert row["image_tokens"] == len(qwen(qwen.pieces([(8, 8)])[0])["input_ids"])
 
 
 def test_parquet_with_bytes_and_a_folder_with_metadata(qwen: ChatProcessor, tmp_path: Path) -> None:
@@ -115,9 +116,11 @@ def test_statistics_name_images_tokens_and_broken_files(llava: ChatProcessor, tm
     rows.append({"messages": [user(IMAGE, ASK), ANSWER], "images": ["bad.png"]})
     data = prepare(Data.model_validate({"train": str(write(tmp_path, rows)), "eval_size": 5}), llava, 0)
     lines = "\n".join(data.lines())
-    assert "1 image cannot be read and are left out" in lines and "bad.png" in lines
+    assert "1 image cannot be read and are left out" in lines
+    assert "bad.png" in lines
     facts = data.image_facts()
-    assert facts["most_images"] == 1 and facts["most_image_tokens"] == 16
+    assert facts["most_images"] == 1
+    assert facts["most_image_tokens"] == 16
     assert facts["image_tokens"] == 16 * facts["images"]
     assert data.statistics["train"].rows_read == data.statistics["train"].rows_kept + data.statistics["train"].rows_dropped
 
@@ -131,7 +134,8 @@ def test_orientation_and_cmyk_are_applied(llava: ChatProcessor, tmp_path: Path) 
     rows = [{"messages": [user(IMAGE, ASK), ANSWER], "images": [name]} for name in ("turned.jpg", "print.jpg")]
     source = str(write(tmp_path, rows))
     data = prepare(Data.model_validate({"train": source, "eval": source}), llava, 0)
-    assert "EXIF rotation" in "\n".join(data.lines()) and "CMYK" in "\n".join(data.lines())
+    assert "EXIF rotation" in "\n".join(data.lines())
+    assert "CMYK" in "\n".join(data.lines())
     assert ImageRef(str(tmp_path / "turned.jpg")).open().size == (20, 40)
 
 
@@ -147,7 +151,8 @@ def test_split_cuts_between_turns_and_never_an_image(llava: ChatProcessor, tmp_p
     source = str(write(tmp_path, [talk(6, 4), talk(5, 0)]))
     whole = prepare(Data.model_validate({"train": source, "eval": source, "max_length": 1000}), llava, 0)
     data = prepare(Data.model_validate({"train": source, "eval": source, "max_length": 90, "overflow": "split"}), llava, 0)
-    assert max(data.lengths) <= 90 and len(data.train) > 2
+    assert max(data.lengths) <= 90
+    assert len(data.train) > 2
     assert sum(len(row["images"]) for row in data.train) == 4
 
     def supervised(rows: Any) -> int:

@@ -89,7 +89,8 @@ def test_loss_and_gradients_are_those_of_trl(family: str, made: Any, chats: Path
     processor = loaded(folder, family)
     data = prepare(Data.model_validate({"train": str(chats), "eval_size": 4}), processor, 0)
     rows = [row for row in rows_of(data, 20) if row["images"]][:4]
-    assert len(rows) == 4 and max(len(row["images"]) for row in rows) == 2
+    assert len(rows) == 4
+    assert max(len(row["images"]) for row in rows) == 2
     model = model_of(folder)
     assert bind_head_loss(model) is None
     model.train()
@@ -128,7 +129,7 @@ def test_loss_and_gradients_are_those_of_trl(family: str, made: Any, chats: Path
     for name, parameter in model.named_parameters():
         one, other = parameter.grad, expected[name].grad
         if one is None or other is None:
-            assert one is None and other is None, name
+            assert one is other, name
             continue
         assert float((one - other).abs().max()) < 1e-5, name
 

@@ -274,7 +274,9 @@ def _with_features(data: TrainData, tower: Tower) -> TrainData:
         shape, dtype = tuple(example.shape[1:]), example.dtype
         if dtype not in RAW:
             raise Refused(f"they are of type {dtype}")
-        parts = {name: _fetch(data, tower, rows, shape, dtype, built) for name, rows in (("train", data.train), ("eval", data.eval))}
+        parts = {
+            name: _fetch(data, tower, rows, shape, dtype, built) for name, rows in (("train", data.train), ("eval", data.eval))
+        }
         alone = {name for name in batch if "pixel" in name or "image" in name} == {"pixel_values"}
         one_each = alone and len(sample["images"]) == batch["pixel_values"].shape[0] == example.shape[0]
         pixels = tuple(batch["pixel_values"].shape[1:]) if one_each else None

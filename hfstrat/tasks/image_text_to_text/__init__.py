@@ -209,8 +209,8 @@ class ImageTextModel(LanguageModel):
 
 def _no_such_model(name: str, family: str) -> str:
     return (
-        f"model.name_or_path: {name} is a {family} model, for which transformers has no vision-language class; expected a model "
-        "such as Qwen2.5-VL, SmolVLM, Gemma 3 or LLaVA, or set task: causal-lm for a model of text"
+        f"model.name_or_path: {name} is a {family} model, for which transformers has no vision-language class; expected a "
+        "model such as Qwen2.5-VL, SmolVLM, Gemma 3 or LLaVA, or set task: causal-lm for a model of text"
     )
 
 
@@ -278,7 +278,7 @@ class ImageTextToText(Task):
             )
         if recipe.training.head_learning_rate is not None:
             raise UserError(
-                "training.head_learning_rate: it is for the new head of a classifier; a vision-language model has none; remove it"
+                "training.head_learning_rate: it is for the new head of a classifier; this model has none; remove it"
             )
         if recipe.training.must_pack:
             given = str(recipe.training.packing).lower()

@@ -58,8 +58,8 @@ def from_source(source: str, options: dict[str, Any], key: str, settings: dict[s
         )
     if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_token", None) is None:
         raise UserError(
-            f"{key}: {source}: its {type(processor).__name__} writes no token in the place of an image, so that images cannot be "
-            "placed in a conversation; expected a model such as Qwen2.5-VL, SmolVLM, Gemma 3 or LLaVA"
+            f"{key}: {source}: its {type(processor).__name__} writes no token in the place of an image, so that images cannot "
+            "be placed in a conversation; expected a model such as Qwen2.5-VL, SmolVLM, Gemma 3 or LLaVA"
         )
     _set(processor.image_processor, settings)
     template = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
