@@ -111,9 +111,7 @@ class Lora(Strategy[section.Lora]):
         if len(kept) == len(names):
             return targets, excluded, parameters
         if not kept:
-            raise UserError(
-                "strategy.freeze: all layers that would get an adapter (strategy.target_modules) are in frozen parts; freeze fewer"
-            )
+            raise UserError("strategy.freeze: all layers that strategy.target_modules names are in frozen parts; freeze fewer")
         return kept, excluded, parameters
 
     def _new_token_indices(self, base: Base) -> Any:

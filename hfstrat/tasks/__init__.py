@@ -62,7 +62,7 @@ def task_of_rows(
     data = data or Data.model_validate({"train": source})
     wanted, columns = (data.of(data.train[0], name) for name in ("format", "columns"))
     problems = []
-    for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
+    for task in sorted(TASKS.values(), key=lambda task: (task.text.generates, not task.model.sees_images)):
         try:
             reading = task.rows.read_format(rows, source, data, wanted, columns, class_names)
         except UserError as error:

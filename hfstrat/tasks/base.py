@@ -97,6 +97,10 @@ class Rows(ABC):
         """
         return False
 
+    def digest(self, source: Source, data: Data, key: str) -> str:
+        """A hash of what the rows of a local source are read from, where this task reads others than all tasks do; else ""."""
+        return ""
+
     def as_text(self, row: dict[str, Any], tokenizer: Any, most: int | None = None) -> str:
         """A prepared example of a task with a head as the model is given it, in words; of a longer text `most` tokens."""
         more = 0 if most is None else len(row["input_ids"]) - most
@@ -223,6 +227,7 @@ class Model(ABC):
 
     peft_type: str | None  # of PEFT's TaskType; None where PEFT has none for it
     reads_tokens: bool = True  # whether inputs are token ids of a vocabulary
+    sees_images: bool = False  # whether inputs have pixels, of which costs are not predicted
     auto_class: str  # of transformers
     architecture: str  # the end of the names of this task's model classes
     random_family: str = "llama"  # of a model with random weights, unless the recipe names one

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.data.image_messages import OUR_COLUMNS, ImageTextFormat
+from hfstrat.data.image_messages import COLUMNS, OUR_COLUMNS, ImageTextFormat
+from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.recipe.format import plural
 from hfstrat.tasks.base import Rows, Task
@@ -37,6 +38,13 @@ class ImageTextRows(Rows):
     @property
     def reader(self) -> Callable[..., Any]:
         return ImageTextFormat.detect
+
+    def fits(self, reading: Any, head: list[dict[str, Any]]) -> bool:
+        """Whether some row has an image: conversations alone are of a causal LM."""
+        try:
+            return any(reading.example(row).images for row in head)
+        except BadRow:
+            return any(row.get(name) for row in head for name in COLUMNS)
 
     def load_processor(self, recipe: Recipe, family: str = "") -> Any:
         from hfstrat.tasks.image_text_to_text.processor import load
@@ -72,6 +80,11 @@ class ImageTextRows(Rows):
 
         image_messages.check_source(source, data, key, self.reader)
         return True
+
+    def digest(self, source: Source, data: Data, key: str) -> str:
+        from hfstrat.data.image_messages import ImageTextSource
+
+        return ImageTextSource.open(source, data, key).digest()
 
     def prepare(
         self,
@@ -147,6 +160,7 @@ class ImageTextModel(LanguageModel):
     """AutoModelForImageTextToText, with our loss bound to its forward."""
 
     peft_type = None  # PEFT's class for causal LMs would be loaded on AutoModelForCausalLM
+    sees_images = True
     auto_class = "AutoModelForImageTextToText"
     architecture = "ForConditionalGeneration"
     if_missing = "it is no vision-language model or is damaged"
