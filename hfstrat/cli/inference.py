@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfstrat.data import formats
 from hfstrat.data.labeled import TextFormat
@@ -29,6 +29,18 @@ GENERATORS = (CausalLM.name, ImageTextToText.name)
 IS_CLASSIFIER = "this is a classifier: use `hfstrat predict`"
 IS_GENERATOR = "this model generates text: use `hfstrat generate`"
 MAX_LENGTH = 1024  # tokens of a text, for a model without a run that defines it
+
+
+class Boxes(NamedTuple):
+    """What `predict` does with boxes: the folder to draw images with them into, and the least score of a box."""
+
+    draw: Path | None = None
+    threshold: float | None = None
+
+    @property
+    def given(self) -> str:
+        """The flag that is given, if any."""
+        return "--draw" if self.draw is not None else "--threshold" if self.threshold is not None else ""
 
 
 def generate(
@@ -190,9 +202,10 @@ def predict(
     output: Path | None,
     quantization: str = "recorded",
     images: list[str] | None = None,
+    boxes: Boxes | None = None,
 ) -> None:
-    """Print labels or numbers for texts, or labels of images; or write a .jsonl with `text` or `image`, and `labels` with
-    `scores`, or `values`.
+    """Print labels or numbers for texts, or labels or boxes of images; or write a .jsonl with `text` or `image`, and `labels`
+    with `scores`, `values`, or `objects`.
 
     Raises:
         UserError: no texts or images, a file that cannot be read, an output that exists, or no classifier.
@@ -204,8 +217,10 @@ def predict(
     if not task_of(target).model.reads_tokens:
         if texts or file is not None:
             raise UserError(f"{target}: this is a classifier of images; give --image PATH, a file or a folder")
-        predict_images(target, images or [], output)
+        predict_images(target, images or [], output, boxes or Boxes())
         return
+    if boxes is not None and boxes.given:
+        raise UserError(f"{boxes.given}: it is for detectors; remove it")
     if images:
         raise UserError(f"--image: {target} is a classifier of texts; give --text TEXT or --file FILE")
     given = resolve(target)[1]
@@ -234,10 +249,13 @@ def head_text(target: str) -> HeadText:
     return task
 
 
-def predicted(target: str, inputs: list[Any], model: Any, processor: Any, report: Report | None) -> Iterator[tuple[Any, Any]]:
+def predicted(
+    target: str, inputs: list[Any], model: Any, processor: Any, report: Report | None, **options: Any
+) -> Iterator[tuple[Any, Any]]:
     """Each input with the outputs of the model.
 
     Args:
+        options: of `HeadText.outputs`, where a task has some.
         inputs: texts, or dicts with `text` and `text_pair`; or images, as `refs_of` finds them.
         processor: a tokenizer, or an image processor.
     """
@@ -249,28 +267,40 @@ def predicted(target: str, inputs: list[Any], model: Any, processor: Any, report
     if task_of(target).model.reads_tokens:
         processor = Texts(processor, report.run.recipe.data.max_length if report else MAX_LENGTH)
     for row in inputs:
-        yield row, task.outputs(model, processor, row, torch.float32)  # as the weights are, without autocast
+        yield row, task.outputs(model, processor, row, torch.float32, **options)  # as the weights are, without autocast
 
 
-def predict_images(target: str, paths: list[str], output: Path | None) -> None:
-    """Print the labels of image files and of those in folders, or write a .jsonl with `image`, `labels` and `scores`.
+def predict_images(target: str, paths: list[str], output: Path | None, boxes: Boxes) -> None:
+    """Print the labels or boxes of image files and of those in folders, or write a .jsonl with `image`, and `labels` and
+    `scores` or `objects`.
 
     Raises:
-        UserError: an image that does not exist or cannot be read.
+        UserError: an image that does not exist or cannot be read, or a folder to draw into that has files.
     """
     from hfstrat.data.image_rows import refs_of
 
+    task = head_text(target)
+    if boxes.given and not task.finds_boxes:
+        raise UserError(f"{boxes.given}: it is for detectors, and {target} is a classifier; remove it")
+    if boxes.draw is not None and boxes.draw.exists() and (not boxes.draw.is_dir() or any(boxes.draw.iterdir())):
+        raise UserError(f"--draw: {boxes.draw} exists and is no empty folder; name another one")
     refs = refs_of(paths)
     model, processor, report = load(target, spreads=True)
-    task = head_text(target)
+    options = {} if boxes.threshold is None else {"threshold": boxes.threshold}
     with _writer(output) as write:
-        for ref, found in predicted(target, refs, model, processor, report):
+        for place, (ref, found) in enumerate(predicted(target, refs, model, processor, report, **options)):
+            if boxes.draw is not None:
+                boxes.draw.mkdir(parents=True, exist_ok=True)
+                stem = Path(ref.name).stem
+                task.draw(ref, found, boxes.draw / (f"{stem}.png" if len(refs) == 1 else f"{place + 1:04}-{stem}.png"))
             if output:
                 write(json.dumps({"image": ref.name, **task.record(found)}, ensure_ascii=False))
             else:
                 write(f"{task.line(found)}\t{ref.name}" if len(refs) > 1 else task.line(found))
     if output:
         print(f"{output}: {len(refs)} images")
+    if boxes.draw is not None:
+        print(f"{boxes.draw}: {len(refs)} images with boxes")
 
 
 @contextmanager

@@ -66,12 +66,16 @@ def predict(
     file: Annotated[Path | None, Option(help="Texts: lines of a .txt, or rows with a text or a pair of texts")] = None,
     image: Annotated[list[str] | None, Option(help="An image file or a folder of them; can be given several times")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write inputs, labels and scores to this .jsonl file")] = None,
+    draw: Annotated[Path | None, Option(help="Of a detector: write the images with their boxes into this folder")] = None,
+    threshold: Annotated[
+        float | None, Option(min=0.0, max=1.0, help="Of a detector: least score of a box [default: 0.5]")
+    ] = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Classify texts or images with a trained model."""
+    """Classify texts or images, or find objects in images, with a trained model."""
     from hfstrat.cli import inference
 
-    inference.predict(target, text or [], file, output, quantization, image)
+    inference.predict(target, text or [], file, output, quantization, image, inference.Boxes(draw, threshold))
 
 
 def evaluate(
@@ -89,7 +93,9 @@ def evaluate(
         list[str] | None, Option(metavar="TASK", help="Task of lm-evaluation-harness: name or YAML file")
     ] = None,
     include_path: Annotated[str | None, Option(metavar="FOLDER", help="Folder of further tasks for --lm-eval")] = None,
-    output: Annotated[Path | None, Option("--json", metavar="FILE", help="Write all results to this file")] = None,
+    output: Annotated[
+        Path | None, Option("--json", metavar="FILE", help="Write all results to this file, and a page beside it")
+    ] = None,
     num_processes: Annotated[int | None, Option(min=1, metavar="N", help="Number of processes that share the examples")] = None,
     quantization: Form = "recorded",
 ) -> None:
@@ -103,14 +109,19 @@ def evaluate(
     given = [f"evaluation.{key}={json.dumps(value)}" for key, value in values.items() if value]
     changed, file = [*given, *(overrides or [])], str(output) if output else None
     request = evaluation.Request(target, against, data, changed, file, quantization)
+    from hfstrat.run import evaluation_page
+
     if (num_processes or 1) == 1:
         evaluation.evaluate(request)
+        evaluation_page.write_safely(request, print)
         return
     from hfstrat.run import launch
 
     request.check()
     started = launch.plan_launch([request.to_json()], None, num_processes, program="hfstrat.evaluation.evaluate")
-    raise typer.Exit(launch.start(started))
+    if (code := launch.start(started)) == 0:
+        evaluation_page.write_safely(request, print)
+    raise typer.Exit(code)
 
 
 def _names(values: list[str] | None) -> list[str]:

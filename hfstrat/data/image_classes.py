@@ -11,7 +11,7 @@ import numpy as np
 
 from hfstrat.data.classes import Classes, LabelEncoder, class_names, find_conflicts
 from hfstrat.data.image_files import ImageRef
-from hfstrat.data.image_rows import FORMAT, ImageFormat, ImageSource, write
+from hfstrat.data.image_rows import FORMAT, ImageFormat, ImageSource, write_images
 from hfstrat.data.prepare import divide, evaluation_fields
 from hfstrat.data.sources import DataSource
 from hfstrat.data.splits import Selection, column
@@ -60,7 +60,7 @@ class ImageEncoder(LabelEncoder):
         return {"task": FORMAT, "classes": class_names(source), "length": length, "write_version": WRITE_VERSION}
 
     def write(self, source: DataSource, target: Path) -> Statistics:
-        return write(*source.read(), self.renderer.tokens, target)
+        return write_images(*source.read(), self.renderer.tokens, target)
 
 
 @dataclass

@@ -94,21 +94,25 @@ class Layout:
         return lines
 
 
-def find(source: str, key: str, splits: tuple[str, ...]) -> Layout | None:
+def find(source: str, key: str, splits: tuple[str, ...], needs_metadata: str = "") -> Layout | None:
     """The images that a local folder or archive contains; None where it is neither, or a folder of tables alone.
 
     Args:
         splits: words for the split to read, of which the first that is present is.
+        needs_metadata: what is expected where folders of classes are not enough, in words.
 
     Raises:
         UserError: a folder or an archive without images, or without the split.
     """
     path = Path(source).expanduser()
+    layout = None
     if path.is_dir():
-        return _of_folder(path.absolute(), source, key, splits)
-    if path.is_file() and path.suffix.lower() == ".zip":
-        return _of_archive(path.absolute(), source, key, splits)
-    return None
+        layout = _of_folder(path.absolute(), source, key, splits)
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        layout = _of_archive(path.absolute(), source, key, splits)
+    if layout is not None:
+        _check(layout, source, key, needs_metadata)
+    return layout
 
 
 def is_of_images(source: str) -> bool:
@@ -140,7 +144,7 @@ def _of_folder(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> 
         raise UserError(f"{key}: {source}: this folder contains no images; expected {EXPECTED}")
     with_images = {part for name in names for part in _parents(name)}
     empty = [name for name in folders if name not in with_images]
-    return _checked(Layout(folder, names, metadata, [name for name in others if name != metadata], empty), source, key)
+    return Layout(folder, names, metadata, [name for name in others if name != metadata], empty)
 
 
 def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...]) -> Layout:
@@ -156,17 +160,20 @@ def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...]) -> L
     metadata = next((name for name in others if PurePosixPath(name).name in METADATA), "")
     if not names:
         raise UserError(f"{key}: {source}: this archive contains no images; expected {EXPECTED}")
-    return _checked(Layout(file, names, metadata, [name for name in others if name != metadata]), source, key)
+    return Layout(file, names, metadata, [name for name in others if name != metadata])
 
 
-def _checked(layout: Layout, source: str, key: str) -> Layout:
+def _check(layout: Layout, source: str, key: str, needs_metadata: str) -> None:
+    if needs_metadata and not layout.metadata:
+        raise UserError(
+            f"{key}: {source}: {len(layout.names):,} images have no metadata.jsonl with their boxes; {needs_metadata}"
+        )
     loose = [name for name in layout.names if "/" not in name]
     if loose and not layout.metadata:
         raise UserError(
             f"{key}: {source}: {len(loose):,} images, such as {loose[0]}, are in no folder of a class, so they have no label; "
             f"expected {EXPECTED}"
         )
-    return layout
 
 
 def _split_parts(folder: Path) -> dict[str, Path]:

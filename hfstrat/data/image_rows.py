@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -230,13 +230,12 @@ def check_source(source: Source, data: Data, key: str, reader: Any) -> None:
         example_of(row, reading, index)
 
 
-def example_of(row: Row, reading: Any, index: int) -> LabeledImage:
+def example_of(row: Row, reading: Any, index: int) -> Any:
     """A row as an example. Raises UserError, which names the row."""
     try:
-        found: LabeledImage = reading.example(row)
+        return reading.example(row)
     except BadRow as error:
         raise UserError(f"{reading.where(index)}: {error}") from None
-    return found
 
 
 def schema() -> pyarrow.Schema:
@@ -251,11 +250,23 @@ def schema() -> pyarrow.Schema:
     return pa.schema([*fields, *numbers, ("content", pa.int64()), ("text_hash", pa.int64())])
 
 
-def write(rows: Iterable[Row], reading: Any, length: int, target: Path) -> Statistics:
+More = Callable[[Any, int, int], tuple[list[str], tuple[Any, ...]]]
+"""From an example, the width and the height of its image to its labels and the values of further columns."""
+
+
+def write_images(
+    rows: Iterable[Row],
+    reading: Any,
+    length: int,
+    target: Path,
+    further: pyarrow.Schema | None = None,
+    more: More | None = None,
+) -> Statistics:
     """Write the prepared rows to an Arrow stream (see `schema`) and return their statistics. Every image is decoded once.
 
     Args:
         length: of an image in the units of `length`: patches.
+        further: columns of the task, whose values `more` gives.
 
     Raises:
         UserError: rows that do not fit their format, or too many images that cannot be read.
@@ -264,10 +275,12 @@ def write(rows: Iterable[Row], reading: Any, length: int, target: Path) -> Stati
 
     stats = Statistics(reading.source, reading.kind, many_labels=reading.many, warnings=list(reading.remarks))
     digest, bad, numbered = hashlib.sha256(), list[str](), enumerate(rows)
-    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns := schema()) as stream:
+    columns = pa.schema([*schema(), *(further or ())])
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns) as stream:
         while batch := list(itertools.islice(numbered, BATCH)):
-            made = [found for index, row in batch if (found := _made(index, row, reading, length, stats, bad)) is not None]
-            digest.update(repr([(*row[3:6], row[8]) for row in made]).encode("utf-8", "surrogatepass"))
+            found = (_made(index, row, reading, length, stats, bad, more) for index, row in batch)
+            made = [row for row in found if row is not None]
+            digest.update(repr([(*row[3:6], row[8], *row[10:]) for row in made]).encode("utf-8", "surrogatepass"))
             arrays = [list(column) for column in zip(*made, strict=True)] if made else [[]] * len(columns)
             stream.write_batch(pa.record_batch(arrays, schema=columns))
     stats.sha256 = digest.hexdigest()
@@ -275,7 +288,9 @@ def write(rows: Iterable[Row], reading: Any, length: int, target: Path) -> Stati
     return stats
 
 
-def _made(index: int, row: Row, reading: Any, length: int, stats: Statistics, bad: list[str]) -> tuple[Any, ...] | None:
+def _made(
+    index: int, row: Row, reading: Any, length: int, stats: Statistics, bad: list[str], more: More | None
+) -> tuple[Any, ...] | None:
     stats.rows_read += 1
     example = example_of(row, reading, index)
     try:
@@ -290,7 +305,8 @@ def _made(index: int, row: Row, reading: Any, length: int, stats: Statistics, ba
     stats.rows_kept += 1
     content = int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
     image, (width, height) = example.image, found.image.size
-    return image.path, image.member, image.data, example.labels, width, height, length, index, content, content
+    labels, values = (example.labels, ()) if more is None else more(example, width, height)
+    return image.path, image.member, image.data, labels, width, height, length, index, content, content, *values
 
 
 def _where(image: ImageRef, reading: Any, index: int) -> str:

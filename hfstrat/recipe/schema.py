@@ -11,6 +11,7 @@ from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
 from hfstrat.recipe.images import Images
 from hfstrat.recipe.objectives import Dpo, Grpo, Kto, ObjectiveSection, Orpo, Sft, Simpo
+from hfstrat.recipe.peft import Peft
 from hfstrat.recipe.section import Default, FromName, PositiveOrAuto, Quantization, Section, from_text, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
@@ -92,7 +93,7 @@ ClassWeights = Annotated[
 ]
 
 
-AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
+AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Peft | Scratch, Field(discriminator="name")]
 
 
 STRATEGIES: dict[str, type[StrategySection]] = {
@@ -368,6 +369,9 @@ class Hub(Section):
         return self
 
 
+OF_IMAGES = ("image-classification", "object-detection")  # tasks that read the section `image`
+
+
 MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whose default is another one
     "regression": {"dtype": Default("float32", "predictions in original units need the precision")},  # not rounded to 16 bits
 }
@@ -376,10 +380,17 @@ MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whos
 class Recipe(Section):
     """One training run. Distribution is not part of it: that is the Accelerate config."""
 
-    task: Literal["causal-lm", "text-classification", "regression", "image-classification", "image-text-to-text"] = Field(
+    task: Literal[
         "causal-lm",
-        description="What the model is trained for: generated text, labels of texts, numbers, classes of images, or answers in "
-        "conversations with images",
+        "text-classification",
+        "regression",
+        "image-classification",
+        "object-detection",
+        "image-text-to-text",
+    ] = Field(
+        "causal-lm",
+        description="What the model is trained for: generated text, labels of texts, numbers, classes of images, boxes, or "
+        "answers in conversations with images",
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
@@ -390,8 +401,7 @@ class Recipe(Section):
     )
     data: Annotated[Data, from_text("train", Data | str)]
     image: Images = Field(
-        Images(),
-        description="Size and augmentation of images, for task: image-classification; processor_kwargs for image-text-to-text",
+        Images(), description="Size and augmentation of images, for tasks of images; processor_kwargs for image-text-to-text"
     )
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -407,10 +417,13 @@ class Recipe(Section):
                 "image: size and augmentation are for task: image-classification; the images of image-text-to-text have the "
                 "size that its processor gives them: set image.processor_kwargs, such as {max_pixels: 262144}"
             )
-        if self.task == "image-classification" and (self.image.processor_kwargs or self.image.precompute != "auto"):
+        if self.task in OF_IMAGES and (self.image.processor_kwargs or self.image.precompute != "auto"):
             raise ValueError("image: processor_kwargs and precompute are for task: image-text-to-text; remove them")
-        if self.task not in ("image-classification", "image-text-to-text") and self.image != Images():
-            raise ValueError("image: it is for tasks with images; set task: image-classification or image-text-to-text")
+        if self.task not in (*OF_IMAGES, "image-text-to-text") and self.image != Images():
+            raise ValueError(f"image: it is for task: {' or '.join(OF_IMAGES)}; set the task, or remove it")
+        if self.task != "object-detection" and (self.data.box_format != "auto" or self.data.class_names):
+            key = "class_names" if self.data.class_names else "box_format"
+            raise ValueError(f"data.{key}: it is for task: object-detection; set the task, or remove it")
         return self
 
     @model_validator(mode="after")

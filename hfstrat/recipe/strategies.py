@@ -15,12 +15,20 @@ class StrategySection(Section):
 
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
-    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification", "regression", "image-classification")
-    instead: ClassVar[dict[str, str]] = {}  # by a task that is not supported: what to use for it, and why
+    tasks: ClassVar[tuple[str, ...]] = (
+        *("causal-lm", "text-classification", "regression"),
+        *("image-classification", "object-detection"),
+    )
+    refuses: ClassVar[dict[str, str]] = {}  # of tasks: why it does not support them
     augments: ClassVar[bool] = False  # whether training images are augmented by default
     takes_augmented: ClassVar[bool] = True  # whether they may be
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with
+
+    @property
+    def title(self) -> str:
+        """The strategy in words, with the method where it stands for several."""
+        return self.name
 
     @property
     def needs_weights(self) -> bool:
@@ -251,9 +259,11 @@ class Head(StrategySection):
     """
 
     name: Literal["head"]
-    instead: ClassVar[dict[str, str]] = {
+    refuses: ClassVar[dict[str, str]] = {
+        "object-detection": "a head is fitted on one vector of features per example, and a detector finds boxes by a decoder; "
+        "set partial, which freezes the backbone and trains the rest",
         "image-text-to-text": "the part of it that is new is the projector, which has no exact solution; set strategy: {name: "
-        "full, freeze: [vision, language]} to train it alone"
+        "full, freeze: [vision, language]} to train it alone",
     }
     takes_augmented: ClassVar[bool] = False
     layer: int | Literal["auto"] = Field(
@@ -379,7 +389,7 @@ class Scratch(StrategySection):
     """
 
     name: Literal["scratch"]
-    instead: ClassVar[dict[str, str]] = {
+    refuses: ClassVar[dict[str, str]] = {
         "image-text-to-text": "a tower and a language model with random weights need more pictures than a fine-tuning has; use "
         "full with freeze: []"
     }

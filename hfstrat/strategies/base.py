@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Model, Recipe
     from hfstrat.tasks.report import Result
@@ -192,3 +193,13 @@ class Strategy(ABC, Generic[S]):
             For the report; its `lines` are shown with the summary.
         """
         return {}
+
+    # the page of a run
+
+    def sections(self, result: Result) -> list[Section]:
+        """What the page of a run shows of this strategy beside what it shows of all."""
+        return []
+
+    def advice(self, result: Result) -> list[tuple[str, str]]:
+        """What to try next as this strategy sees it: sentences, each with a command or a setting, or "" without one."""
+        return []

@@ -12,11 +12,16 @@ from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.image_classification import ImageClassification
 from hfstrat.tasks.image_text_to_text import ImageTextToText
+from hfstrat.tasks.object_detection import ObjectDetection
 from hfstrat.tasks.regression import Regression
 from hfstrat.tasks.text_classification import TextClassification
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification(), ImageTextToText())
+    task.name: task
+    for task in (
+        *(CausalLM(), TextClassification(), Regression()),
+        *(ImageClassification(), ObjectDetection(), ImageTextToText()),
+    )
 }
 
 __all__ = [
@@ -24,6 +29,7 @@ __all__ = [
     "CausalLM",
     "ImageClassification",
     "ImageTextToText",
+    "ObjectDetection",
     "Regression",
     "Task",
     "TextClassification",

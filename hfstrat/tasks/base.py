@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.models.pooling import Pooling
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.data import Data, Source
     from hfstrat.recipe.schema import Model as ModelSection
     from hfstrat.recipe.schema import Recipe
+    from hfstrat.tasks.report import Result
 
 Values = dict[str, float]
 """Metrics by name."""
@@ -40,6 +42,29 @@ class Quality(NamedTuple):
     higher_is_better: bool
     above: str
     below: str
+
+
+class Wrong(NamedTuple):
+    """An evaluation example whose prediction is wrong."""
+
+    place: int  # among the evaluation examples
+    expected: str
+    predicted: str
+    score: float | None = None  # the probability of what is expected, or the absolute error of a number
+
+
+class Pictures(NamedTuple):
+    """JPEG pictures of a run as data URIs, where text does not show its examples; "" for a missing one."""
+
+    sheet: str = ""  # the first training examples as the model is given them
+    answers: tuple[str, ...] = ()  # of the prompts of `Result.answers`
+    mistakes: tuple[str, ...] = ()  # of `Result.mistakes`
+
+    def of_answer(self, place: int) -> str:
+        return self.answers[place] if place < len(self.answers) else ""
+
+    def of_mistake(self, place: int) -> str:
+        return self.mistakes[place] if place < len(self.mistakes) else ""
 
 
 class Rows(ABC):
@@ -113,6 +138,14 @@ class Rows(ABC):
     def draw(self, data: PreparedData, file: Path) -> str:
         """Draw the first training examples into a picture, where text does not show them; returns a line about it, or ""."""
         return ""
+
+    def sheet(self, data: PreparedData) -> bytes:
+        """The same picture as a JPEG, for a page; b"" where text shows examples."""
+        return b""
+
+    def picture(self, example: Any) -> bytes:
+        """A small JPEG of a prepared example or of a prompt; b"" where text shows it."""
+        return b""
 
     @property
     @abstractmethod
@@ -356,6 +389,7 @@ class Metrics(ABC):
     names: ClassVar[tuple[str, ...]]  # of the metrics in the report
     of_distributions: ClassVar[bool] = True  # whether outputs are logits
     can_overfit: ClassVar[bool] = True  # whether training and evaluation have the same loss
+    has_baselines: ClassVar[bool] = True  # whether a task with a head has a constant prediction and a linear head to beat
     of_tokens: ClassVar[bool] = False  # whether the loss is per token of the examples
     shares: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of correct examples
 
@@ -398,6 +432,10 @@ class Metrics(ABC):
     @abstractmethod
     def measure(self, sums: tuple[np.ndarray, ...]) -> tuple[Values, dict[str, Any]]:
         """Metrics over all examples (with `loss`), and details for the report."""
+
+    def mistakes(self, sums: tuple[np.ndarray, ...], most: int) -> list[Wrong]:
+        """The evaluation examples that are most wrong, the worst first; none where predictions are not right or wrong."""
+        return []
 
     @abstractmethod
     def score(self, sums: tuple[np.ndarray, ...], extra: dict[str, np.ndarray]) -> Score:
@@ -443,6 +481,14 @@ class Text(ABC):
 
     def details(self, details: dict[str, Any]) -> list[str]:
         """The details of an evaluation in a few lines."""
+        return []
+
+    def sections(self, result: Result, pictures: Pictures) -> list[Section]:
+        """What the page of a run shows of this task beside what it shows of all."""
+        return []
+
+    def advice(self, result: Result) -> list[tuple[str, str]]:
+        """What to try next as this task sees it: sentences, each with a command or a setting, or "" without one."""
         return []
 
     def target(self, value: Any, names: tuple[str, ...]) -> str:

@@ -102,8 +102,10 @@ def _can_batch(model: Any, prompts: list[list[int]], pad: int) -> bool:
 
 def room(model: Any, length: int, wanted: int) -> int:
     """How many tokens fit after `length`, at most `wanted`: there are no positions beyond the context; GPT-2 crashes there."""
+    from hfstrat.models import virtual_tokens
+
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(wanted, context - length) if isinstance(context, int) else wanted
+    return min(wanted, context - length - virtual_tokens.count(model)) if isinstance(context, int) else wanted
 
 
 AHEAD = 8  # batches that are sorted by length together: answers come in order, and memory does not grow with the file

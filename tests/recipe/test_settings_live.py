@@ -14,6 +14,7 @@ import torch
 from conftest import TEMPLATE, make_tokenizer, sentences, write_jsonl
 from datasets import Dataset
 from helpers.classifiers import labeled
+from helpers.detectors import folder_of_boxes, processor_of
 from helpers.hub_runs import finished_run
 from helpers.hub_server import LoopbackHub, in_process
 from helpers.images import folder_of_classes, image_recipe, make_image_model
@@ -234,6 +235,7 @@ def tokens(seen: Seen) -> dict[str, int]:
 
 LABELS = ["task=text-classification", "data.train=LABELED"]
 HEADED = ["task=text-classification", "data.train=LABELED", "strategy={name: head, layer: 3, pooling: mean}"]
+PEFT = "strategy={name: peft, peft_type: IA3}"
 PROBES: dict[str, Probe] = {
     "task": Probe(
         ["task=text-classification", "data.train=LABELED"],
@@ -415,6 +417,10 @@ PROBES: dict[str, Probe] = {
         ["strategy={name: lora, adapter: ADAPTER}"],
         lambda s: (s.adapter.r, bool(s.layer().lora_B["default"].weight.any())),
         (3, True),
+    ),
+    "strategy.peft.name": Probe([PEFT], lambda s: s.model.peft_config["default"].peft_type.value, "IA3", ["strategy=full"]),
+    "strategy.peft.peft_type": Probe(
+        ["strategy.peft_type=VERA"], lambda s: s.model.peft_config["default"].peft_type.value, "VERA", [PEFT]
     ),
     "strategy.head.name": Probe(["strategy=head"], lambda s: s.learning(), {"lm_head.weight"}, ["strategy=full"]),
     "strategy.head.layer": Probe(["strategy.layer=1"], lambda s: s.model.layer, 1, HEADED),
@@ -615,6 +621,7 @@ APART = {  # keys that are probed by a test of their own, below
         (*(f"image.{key}" for key in OF_CHATS), "strategy.full.freeze", "strategy.lora.freeze"),
         "test_every_key_of_vision_language_changes_a_job",
     ),
+    **dict.fromkeys(("data.box_format", "data.class_names"), "test_every_key_of_boxes_changes_the_data"),
     "training.class_weights": "test_class_weights_are_those_of_the_training_loss",
     "training.report_to": "test_a_tracker_is_handed_to_the_trainer",
     "hub.push_to_hub": "test_what_the_hub_is_asked_for",
@@ -1111,6 +1118,29 @@ def test_every_key_of_vision_language_changes_a_job(tmp_path_factory: pytest.Tem
     cached = job("image.precompute=true", "strategy.freeze=[vision, projector]", strategy="lora")
     assert "vision_features" in cached.train_data.facts
     assert "vision_features" not in frozen.train_data.facts | job("image.precompute=false", strategy="lora").train_data.facts
+
+
+def test_every_key_of_boxes_changes_the_data(tmp_path: Path) -> None:
+    from hfstrat.data.box_classes import prepare
+    from hfstrat.data.image_batches import ImageProcessor
+
+    folder = folder_of_boxes(tmp_path / "data", 8)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        objects = row["objects"]
+        objects |= {"bbox": [[2, 2, 9, 9] for _ in objects["bbox"]], "categories": [0 for _ in objects["categories"]]}
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def read(**more: Any) -> Any:
+        data = Data.model_validate({"train": str(folder), "eval_size": 2, **more})
+        return prepare(data, ImageProcessor(processor_of("yolos"), 8), seed=0)
+
+    def first(data: Any) -> list[float]:
+        return next(list(row["boxes"]) for row in data.train if row["boxes"])
+
+    assert first(read())[:4] == [2, 2, 11, 11]
+    assert first(read(box_format="xyxy"))[:4] == [2, 2, 9, 9]
+    assert (read().label_names, read(class_names=["cell"]).label_names) == (("0",), ("cell",))
 
 
 def test_class_weights_are_those_of_the_training_loss(of_images: Callable[..., Job]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
 
 NAME = "image-classification"
+THUMBNAIL, SHEET = 200, 1000  # pixels of the longer side of a picture on a page
 PROCESSOR = "preprocessor_config.json"
 
 
@@ -90,6 +91,17 @@ class ImageRows(Rows):
         from hfstrat.data.contact_sheet import draw
 
         return draw(data, file)
+
+    def sheet(self, data: Any) -> bytes:
+        from hfstrat.data.contact_sheet import jpeg, sheet_of
+
+        return jpeg(sheet_of(data)[0], SHEET)
+
+    def picture(self, example: Any) -> bytes:
+        from hfstrat.data.contact_sheet import jpeg
+        from hfstrat.data.image_batches import open_row
+
+        return jpeg(open_row(example) if isinstance(example, dict) else ref_of(example).open(), THUMBNAIL)
 
     def prepare(
         self,
@@ -314,6 +326,37 @@ def ref_of(prompt: Any) -> ImageRef:
 TEXT_ONLY = ("max_length", "overflow", "template", "train_on", "chat_template_kwargs", "documents")
 
 
+def check_images(recipe: Recipe) -> None:
+    """Refuse settings that are for texts, in a task of images. Raises UserError."""
+    from hfstrat.data.image_files import check_installed
+
+    check_installed(recipe.task)
+    for key in TEXT_ONLY:
+        if getattr(recipe.data, key) != type(recipe.data).model_fields[key].default:
+            raise UserError(f"data.{key}: it is for texts; remove it for task: {recipe.task}")
+    model = recipe.model
+    for key in ("add_tokens", "pooling", "quantization"):
+        if getattr(model, key):
+            raise UserError(f"model.{key}: it is for models of text; remove it for task: {recipe.task}")
+    if model.gguf_file:
+        raise UserError("model.name_or_path: a .gguf file is read for task: causal-lm only; give a model folder or a Hub id")
+    for key in ("metrics", "choices", "lm_eval"):
+        if getattr(recipe.evaluation, key):
+            raise UserError(f"evaluation.{key}: it is for models that generate text; remove it for {recipe.task}")
+    if recipe.evaluation.control not in ("auto", "off"):
+        raise UserError(f"evaluation.control: it is a language model's loss; remove it for {recipe.task}")
+    if recipe.training.must_pack:
+        given = str(recipe.training.packing).lower()
+        raise UserError(f"training.packing: {given}: examples of {recipe.task} are not packed; set auto or false")
+    if recipe.training.train_sampling_strategy == "group_by_length":
+        raise UserError("training.train_sampling_strategy: group_by_length: images have no length; set auto or random")
+    if recipe.image.augmentation == "on" and not recipe.strategy.takes_augmented:
+        raise UserError(
+            f"image.augmentation: strategy {recipe.strategy.name} computes the features of each image once, so that they "
+            "cannot vary; set off or auto"
+        )
+
+
 class ImageClassification(Task):
     """The task `image-classification`."""
 
@@ -324,32 +367,4 @@ class ImageClassification(Task):
     text = ImageText()
 
     def check(self, recipe: Recipe) -> None:
-        from hfstrat.data.image_files import check_installed
-
-        check_installed()
-        for key in TEXT_ONLY:
-            if getattr(recipe.data, key) != type(recipe.data).model_fields[key].default:
-                raise UserError(f"data.{key}: it is for texts; remove it for task: {self.name}")
-        model = recipe.model
-        for key in ("add_tokens", "pooling", "quantization"):
-            if getattr(model, key):
-                raise UserError(f"model.{key}: it is for models of text; remove it for task: {self.name}")
-        if model.gguf_file:
-            raise UserError(
-                "model.name_or_path: a .gguf file is read for task: causal-lm only; give a model folder or a Hub id"
-            )
-        for key in ("metrics", "choices", "lm_eval"):
-            if getattr(recipe.evaluation, key):
-                raise UserError(f"evaluation.{key}: it is for models that generate text; remove it for {self.name}")
-        if recipe.evaluation.control not in ("auto", "off"):
-            raise UserError(f"evaluation.control: it is a language model's loss; remove it for {self.name}")
-        if recipe.training.must_pack:
-            given = str(recipe.training.packing).lower()
-            raise UserError(f"training.packing: {given}: examples of {self.name} are not packed; set auto or false")
-        if recipe.training.train_sampling_strategy == "group_by_length":
-            raise UserError("training.train_sampling_strategy: group_by_length: images have no length; set auto or random")
-        if recipe.image.augmentation == "on" and not recipe.strategy.takes_augmented:
-            raise UserError(
-                f"image.augmentation: strategy {recipe.strategy.name} computes the features of each image once, so that they "
-                "cannot vary; set off or auto"
-            )
+        check_images(recipe)

@@ -101,7 +101,7 @@ def _without_videos(kind: Any) -> Any:
     def get_attributes(cls: Any) -> list[str]:
         return [name for name in kind.get_attributes() if name != "video_processor"]
 
-    def from_args_and_dict(cls: Any, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def from_args_and_dict(cls: Any, /, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         place = kind.get_attributes().index("video_processor")
         given = {name: value for name, value in processor_dict.items() if name != "video_processor"}
         return kind.from_args_and_dict.__func__(cls, [*args[:place], None, *args[place:]], given, **kwargs)
