@@ -280,7 +280,7 @@ class ImageTextToText(Task):
     def check(self, recipe: Recipe) -> None:
         from hfstrat.data.image_files import check_installed
 
-        check_installed()
+        check_installed(self.name)
         model, data = recipe.model, recipe.data
         if model.pooling is not None:
             raise UserError(f"model.pooling: it is for models with a head for complete texts; remove it for task: {self.name}")
