@@ -162,7 +162,7 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
 
 def refuse_images(source: str, task: str | None) -> None:
     """Raises UserError for images, of which no advice can be given."""
-    if is_of_images(source) or (task is not None and task in TASKS and not TASKS[task].model.reads_tokens):
+    if is_of_images(source) or (task is not None and task in TASKS and TASKS[task].model.sees_images):
         raise UserError(
             f"--data: {source}: advise predicts memory, time and quality of models of text, not of images; "
             "`hfstrat compare` measures strategies on your data, and docs/images.md has measured times"

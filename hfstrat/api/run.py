@@ -104,11 +104,12 @@ class Run:
         task = inference.head_text(self.target)
         return [task.record(found) for _, found in inference.predicted(self.target, rows, *self._loaded, self._report)]
 
-    def generate(self, prompts: str | list[Any], **options: Any) -> list[str]:
+    def generate(self, prompts: str | dict[str, Any] | list[Any], **options: Any) -> list[str]:
         """Answers to prompts.
 
         Args:
-            prompts: a text or several; or conversations, each a list of messages.
+            prompts: a text or several; or conversations, each a list of messages. With images: dicts with `prompt` or
+                `messages`, and `images` (paths), as rows of data have them.
             options: `max_new_tokens` (128), `temperature` (0: greedy), `top_p`, `seed`, `batch_size`, `plain`, `system`.
 
         Raises:
@@ -124,8 +125,9 @@ class Run:
             known = ", ".join(generation.How.__dataclass_fields__)
             raise UserError(f"generate: {error}; expected some of {known}") from None
         model, tokenizer = self._loaded
-        renderer = generation.renderer_of(tokenizer, self._report, how.plain)
-        return list(generation.in_batches(model, renderer, [prompts] if isinstance(prompts, str) else list(prompts), how))
+        renderer = generation.renderer_of(artifact.task_of(self.target).rows, tokenizer, self._report, how.plain)
+        inputs: list[Any] = [prompts] if isinstance(prompts, str | dict) else list(prompts)
+        return list(generation.in_batches(model, renderer, [inference.with_images(self.target, one) for one in inputs], how))
 
     def evaluate(self, data: Any = None, *, against: str | Path | Run | None = None, **overrides: Any) -> dict[str, Any]:
         """`hfstrat.evaluate` of this run."""

@@ -78,7 +78,8 @@ def show_json(loaded: Loaded, rows: int) -> None:
         if names:
             shown.append({"text": task.rows.as_text(row, tokenizer), "target": task.text.target(row["label"], names)})
             continue
-        parts = {name: pieces(tokenizer, part["input_ids"], part["labels"]) for name, part in task.rows.parts(row)}
+        seen = task.rows.parts(task.rows.shown(row, tokenizer))
+        parts = {name: pieces(tokenizer, part["input_ids"], part["labels"]) for name, part in seen}
         shown.append(parts.get("", parts))
     found = {"data": data.report(), "lines": data.lines(), "rows": shown}
     print(json.dumps(found, ensure_ascii=False, indent=2, default=str))
@@ -148,7 +149,7 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task:
             )
             console.print(Text(task.rows.as_text(row, tokenizer, SHOWN_TOKENS), style="dim"))
             continue
-        for name, part in task.rows.parts(row):
+        for name, part in task.rows.parts(task.rows.shown(row, tokenizer)):
             title = f"example {index}{f', {name}' if name else ''}"
             show_row(console, tokenizer, part, title, is_prompt=bool(task.rows.answered_at_once))
         if note := task.rows.note(row):
@@ -158,7 +159,8 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task:
 def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str, is_prompt: bool = False) -> None:
     """One example as the model sees it; supervised tokens are in color, or between [[ and ]] where there is no terminal."""
     supervised = sum(label != IGNORED for label in row["labels"])
-    console.print(f"\n{title}: {len(row['input_ids'])} tokens{'' if is_prompt else f', {supervised} supervised'}")
+    length = row.get("length", len(row["input_ids"]))
+    console.print(f"\n{title}: {length} tokens{'' if is_prompt else f', {supervised} supervised'}")
     text = Text()
     for ids, is_supervised, omitted in elided(row["input_ids"], row["labels"]):
         if omitted:

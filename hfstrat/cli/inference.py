@@ -20,10 +20,12 @@ from hfstrat.tasks.artifact import check_output, check_task, load, resolve, task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.generation import How
 from hfstrat.tasks.heads import HeadText
+from hfstrat.tasks.image_text_to_text import ImageTextToText
 from hfstrat.tasks.report import Report
 
 COMMANDS = "/reset starts over, /quit exits"
-GENERATORS = (CausalLM.name,)
+WITH_IMAGES = "/image FILE adds an image to the next message, " + COMMANDS
+GENERATORS = (CausalLM.name, ImageTextToText.name)
 IS_CLASSIFIER = "this is a classifier: use `hfstrat predict`"
 IS_GENERATOR = "this model generates text: use `hfstrat generate`"
 MAX_LENGTH = 1024  # tokens of a text, for a model without a run that defines it
@@ -42,41 +44,87 @@ class Boxes(NamedTuple):
 
 
 def generate(
-    target: str, prompts: list[str], file: Path | None, output: Path | None, how: How, quantization: str = "recorded"
+    target: str,
+    prompts: list[str],
+    file: Path | None,
+    output: Path | None,
+    how: How,
+    quantization: str = "recorded",
+    images: list[str] | None = None,
 ) -> None:
     """Answer prompts: streamed to the terminal, or in batches to a .jsonl with `prompt` and `completion`.
 
+    Args:
+        images: files that each of `prompts` is about.
+
     Raises:
-        UserError: no prompts, a file that cannot be read, an output that exists.
+        UserError: no prompts, a file that cannot be read, an output that exists, or images for a model of text.
     """
-    inputs: list[Any] = [*map(valid, prompts), *(_read_prompts(file) if file else [])]
+    check_images(target, images)
+    given = [with_images(target, {"prompt": p, "images": images}) if images else p for p in map(valid, prompts)]
+    inputs: list[Any] = [*given, *(_read_prompts(file, sees_images(target)) if file else [])]
     if not inputs:
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     check_output(output)
-    check_task(target, (CausalLM.name,), IS_CLASSIFIER)
+    check_task(target, GENERATORS, IS_CLASSIFIER)
     model, tokenizer, report = load(target, quantization, spreads=True)
-    renderer = generation.renderer_of(tokenizer, report, how.plain)
+    task = task_of(target)
+    renderer = generation.renderer_of(task.rows, tokenizer, report, how.plain)
     if output is None:
         for prompt in inputs:
             if len(inputs) > 1:
-                print(f"> {generation.prompt_text(prompt)}", flush=True)
+                print(f"> {task.text.prompt(prompt)}", flush=True)
             generation.stream(model, renderer, prompt, how)
         return
     with _writer(output) as write:
         for prompt, text in zip(inputs, generation.in_batches(model, renderer, inputs, how), strict=True):
-            write(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
+            shown = task.text.prompt(prompt) if isinstance(prompt, dict) and "images" in prompt else prompt
+            write(json.dumps({"prompt": shown, "completion": text}, ensure_ascii=False))
     print(f"{output}: {len(inputs)} answers")
 
 
-def chat(target: str, how: How, quantization: str = "recorded") -> None:
+def sees_images(target: str) -> bool:
+    """Whether a finished model is one of conversations with images."""
+    return task_of(target).name == ImageTextToText.name
+
+
+def check_images(target: str, images: list[str] | None) -> None:
+    """Refuse images for a model that takes none, and files that are not there, before torch. Raises UserError."""
+    for image in images or []:
+        if not sees_images(target):
+            raise UserError(f"--image: {target} is no vision-language model; remove it")
+        if not Path(image).expanduser().is_file():
+            raise UserError(f"--image: {image}: no such file")
+
+
+def with_images(target: str, prompt: Any) -> Any:
+    """A prompt as the renderer of the model takes it: for a vision-language model with its images. Raises UserError."""
+    if not isinstance(prompt, dict) or not sees_images(target) or "images" not in prompt:
+        return prompt
+    from hfstrat.data import image_messages
+
+    try:
+        return image_messages.prompt_of(prompt, Path())
+    except BadRow as error:
+        raise UserError(f"the prompt: {error}") from None
+
+
+def chat(target: str, how: How, quantization: str = "recorded", images: list[str] | None = None) -> None:
     """Read messages until /quit or the end of the input, and stream the answers.
+
+    Args:
+        images: files that the first message is about.
 
     Raises:
         UserError: a classifier, or a model that was trained on plain text.
     """
-    check_task(target, (CausalLM.name,), IS_CLASSIFIER)
+    check_task(target, GENERATORS, IS_CLASSIFIER)
+    check_images(target, images)
     model, tokenizer, report = load(target, quantization, spreads=True)
-    renderer = generation.renderer_of(tokenizer, report, plain=False)
+    renderer = generation.renderer_of(task_of(target).rows, tokenizer, report, plain=False)
+    if sees_images(target):
+        _chat_with_images(model, renderer, how, list(images or []))
+        return
     if renderer.continues_text:
         raise UserError(f"{target}: this model continues texts and has no chat format; use `hfstrat generate {target} -p TEXT`")
     is_terminal = sys.stdin.isatty()
@@ -95,6 +143,36 @@ def chat(target: str, how: How, quantization: str = "recorded") -> None:
             messages.append({"role": "user", "content": line})
             messages = _fit_context(model, renderer, messages, how)
             messages.append({"role": "assistant", "content": generation.stream(model, renderer, messages, how)})
+
+
+def _chat_with_images(model: Any, renderer: Any, how: How, waiting: list[str]) -> None:
+    """As `chat`. `waiting` are the images of the next message."""
+    from hfstrat.data.image_messages import MARK
+
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        print(WITH_IMAGES)
+    messages, images = list[dict[str, Any]](), list[str]()
+    while (line := _read_message(is_terminal)) is not None:
+        if line == "/quit":
+            return
+        if line == "/reset":
+            messages, images, waiting = [], [], []
+            print("(a new conversation)", flush=True)
+        elif line.startswith("/image "):
+            file = Path(line.removeprefix("/image ").strip()).expanduser()
+            if file.is_file():
+                waiting.append(str(file))
+            print(f"({file}: the next message is about it)" if file.is_file() else f"({file}: no such file)", flush=True)
+        elif line.startswith("/"):
+            print(f"({line}: no such command; {WITH_IMAGES})", flush=True)
+        elif line:
+            messages.append({"role": "user", "content": MARK * len(waiting) + line})
+            images, waiting = [*images, *waiting], []
+            prompt = {"messages": messages, "images": images}
+            if generation.room(model, len(renderer.prompt_ids(how.prompt(prompt))), 1) < 1:
+                raise UserError("this conversation exceeds the model's context; start again with /reset")
+            messages.append({"role": "assistant", "content": generation.stream(model, renderer, prompt, how)})
 
 
 def _read_message(is_terminal: bool) -> str | None:
@@ -258,12 +336,16 @@ def _read_rows(file: Path, detect: Callable[[list[Row]], Callable[[Row], Any]]) 
     return found
 
 
-def _read_prompts(file: Path) -> list[Any]:
-    """The prompts of a file, as training reads those of its rows."""
+def _read_prompts(file: Path, sees: bool = False) -> list[Any]:
+    """The prompts of a file, as training reads those of its rows; `sees`: with their images."""
 
     def read(row: Row) -> Any:
         if set(row) == {"text"} and isinstance(row["text"], str):  # a line of a .txt
             return valid(row["text"])
+        if sees:
+            from hfstrat.data import image_messages
+
+            return image_messages.prompt_of(row, file.absolute().parent)
         return _prompt_of(row)
 
     return _read_rows(file, lambda head: read)

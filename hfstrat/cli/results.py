@@ -30,6 +30,9 @@ def generate(
     batch_size: Annotated[int, Option(min=1, help="Prompts per batch, with --output")] = 8,
     plain: Annotated[bool, Option("--plain", help="Use prompts as they are, without a chat template")] = False,
     system: System = None,
+    image: Annotated[
+        list[str] | None, Option(help="An image that each --prompt is about (vision-language); can be given several times")
+    ] = None,
     quantization: Form = "recorded",
 ) -> None:
     """Answer prompts with a trained model: streamed to the terminal, or in batches to a file."""
@@ -37,7 +40,7 @@ def generate(
     from hfstrat.tasks.generation import How
 
     how = How(max_new_tokens, temperature, top_p, seed, batch_size, plain, system)
-    inference.generate(target, prompt or [], file, output, how, quantization)
+    inference.generate(target, prompt or [], file, output, how, quantization, image)
 
 
 def chat(
@@ -47,13 +50,14 @@ def chat(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     system: System = None,
+    image: Annotated[list[str] | None, Option(help="An image that the first message is about (vision-language)")] = None,
     quantization: Form = "recorded",
 ) -> None:
     """Chat with a model; /reset starts over, /quit exits."""
     from hfstrat.cli import inference
     from hfstrat.tasks.generation import How
 
-    inference.chat(target, How(max_new_tokens, temperature, top_p, seed, system=system), quantization)
+    inference.chat(target, How(max_new_tokens, temperature, top_p, seed, system=system), quantization, image)
 
 
 def predict(

@@ -174,10 +174,10 @@ class ImageSource(DataSource):
         if self.layout is not None:
             stated: list[Any] = self.layout.identity()
         elif self.paths:
-            stated = [_stat(str(path)) for path in self.paths]
+            stated = [stat_of(str(path)) for path in self.paths]
         elif self.files is not None:
             refs = (value for row in self.rows() for value in row.values() if isinstance(value, ImageRef))
-            stated = [super().digest(), *(_stat(ref.path) for ref in refs)]
+            stated = [super().digest(), *(stat_of(ref.path) for ref in refs)]
         else:
             return super().digest()
         return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
@@ -191,7 +191,8 @@ class ImageSource(DataSource):
         return self.layout.remarks() if self.layout is not None else []
 
 
-def _stat(path: str) -> list[Any]:
+def stat_of(path: str) -> list[Any]:
+    """A file as far as it is known without reading it: path, bytes and time of change; the path alone where there is none."""
     try:
         stat = Path(path).stat()
     except OSError:
@@ -283,7 +284,7 @@ def write_images(
             arrays = [list(column) for column in zip(*made, strict=True)] if made else [[]] * len(columns)
             stream.write_batch(pa.record_batch(arrays, schema=columns))
     stats.sha256 = digest.hexdigest()
-    _check_unreadable(stats, bad)
+    check_unreadable(stats, bad)
     return stats
 
 
@@ -312,7 +313,7 @@ def _where(image: ImageRef, reading: Any, index: int) -> str:
     return image.name if image.data is None else f"{reading.where(index)} ({image.path})"
 
 
-def _check_unreadable(stats: Statistics, bad: list[str]) -> None:
+def check_unreadable(stats: Statistics, bad: list[str]) -> None:
     """Name the images that cannot be read. Raises UserError where they are too many."""
     if not bad:
         return

@@ -339,11 +339,11 @@ class Rows:
 
     def answers(self, subject: Subject, data: Any, dtype: Any) -> list[str]:
         """The model's answers to the prompts."""
-        from hfstrat.data.render import Renderer
-
         options = self.recipe.data.chat_template_kwargs
         given: Any = (
-            data if data is not None else SimpleNamespace(renderer=Renderer(subject.tokenizer, "auto", options=options))
+            data
+            if data is not None
+            else SimpleNamespace(renderer=subject.task.rows.renderer(subject.tokenizer, "auto", options))
         )
         length = self.recipe.evaluation.max_new_tokens
         return [subject.task.text.predict(subject.model, given, prompt, length, dtype) for prompt in self.prompts]

@@ -144,7 +144,11 @@ class Strategy(ABC, Generic[S]):
 
     def prepare(self, model: nn.Module, data: TrainData) -> Prepared:
         """What is computed once before training, and what the Trainer needs. The sizes of batches are known by now."""
-        return Prepared(data)
+        if not getattr(data.collate, "reads_images", False):
+            return Prepared(data)
+        from hfstrat.strategies.frozen.vision import cache_features
+
+        return Prepared(cache_features(data, model))
 
     def finish(self, model: nn.Module, base: Base) -> None:
         """Bring the trained weights into the precision they are published in, before the last evaluation."""

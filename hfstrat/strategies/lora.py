@@ -68,7 +68,7 @@ class Lora(Adapter[section.Lora]):
         """The PEFT configuration of a new adapter."""
         from peft import LoraConfig, TaskType
 
-        target_modules, exclude_modules, target_parameters = self._targets(base)
+        target_modules, exclude_modules, target_parameters = self._targets_of_parts(base)
         return LoraConfig(
             task_type=TaskType[base.task.model.peft_type] if base.task.model.peft_type else None,
             r=self.section.r,
@@ -91,6 +91,22 @@ class Lora(Adapter[section.Lora]):
             return self.section.target_modules, None, []
         found = all_linear(base)
         return found.target_modules, found.exclude_modules, [] if base.quantized else found.target_parameters
+
+    def _targets_of_parts(self, base: Base) -> tuple[str | list[str], list[str] | None, list[str]]:
+        """`_targets` without the layers of frozen parts, each by its full name. Raises UserError where none is left."""
+        targets, excluded, parameters = self._targets(base)
+        is_frozen = base.task.model.frozen_modules(base, self.section.freeze)
+        from hfstrat.models.linear_layers import linear_names
+
+        names = linear_names(base.model) if targets == "all-linear" else [n for n, _ in base.model.named_modules() if n]
+        if targets != "all-linear":
+            names = [name for name in names if any(name == one or name.endswith(f".{one}") for one in targets)]
+        kept = [name for name in names if not is_frozen(name)]
+        if len(kept) == len(names):
+            return targets, excluded, parameters
+        if not kept:
+            raise UserError("strategy.freeze: all layers that strategy.target_modules names are in frozen parts; freeze fewer")
+        return kept, excluded, parameters
 
     def _new_token_indices(self, base: Base) -> Any:
         """The added tokens whose embeddings are trained, also those of the LM head if it is not tied."""

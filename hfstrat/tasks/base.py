@@ -122,6 +122,10 @@ class Rows(ABC):
         """
         return False
 
+    def digest(self, source: Source, data: Data, key: str) -> str:
+        """A hash of what the rows of a local source are read from, where this task reads others than all tasks do; else ""."""
+        return ""
+
     def as_text(self, row: dict[str, Any], tokenizer: Any, most: int | None = None) -> str:
         """A prepared example of a task with a head as the model is given it, in words; of a longer text `most` tokens."""
         more = 0 if most is None else len(row["input_ids"]) - most
@@ -217,6 +221,20 @@ class Rows(ABC):
         """Tokens of a forward pass for each training and each evaluation example."""
         return data.lengths, data.eval_lengths
 
+    def renderer(self, tokenizer: Any, template: str, options: Mapping[str, Any] | None = None) -> Any:
+        """What turns prompts into token ids.
+
+        Args:
+            template, options: as for `data.render.Renderer`.
+        """
+        from hfstrat.data.render import Renderer
+
+        return Renderer(tokenizer, template, options=options)
+
+    def shown(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+        """An example as it is shown to people, where single tokens of it mean nothing to them."""
+        return row
+
     def note(self, row: dict[str, Any]) -> str:
         """What to show below the tokens of an example; empty for nothing."""
         return ""
@@ -242,6 +260,7 @@ class Model(ABC):
 
     peft_type: str | None  # of PEFT's TaskType; None where PEFT has none for it
     reads_tokens: bool = True  # whether inputs are token ids of a vocabulary
+    sees_images: bool = False  # whether inputs have pixels, of which costs are not predicted
     auto_class: str  # of transformers
     architecture: str  # the end of the names of this task's model classes
     random_family: str = "llama"  # of a model with random weights, unless the recipe names one
@@ -306,6 +325,22 @@ class Model(ABC):
             What gives the head of the model with the adapter the outputs of the data.
         """
         return lambda model: None
+
+    def freeze(self, base: Base, roles: list[str] | None) -> None:
+        """Freeze parts of a model of which all parameters are trained, in place.
+
+        Args:
+            roles: vision, projector or language; None: those that this task freezes by default.
+        """
+        return
+
+    def frozen_modules(self, base: Base, roles: list[str] | None) -> Callable[[str], bool]:
+        """Whether a module, by its name, gets no adapter, since its part is frozen (see `freeze`)."""
+        return lambda name: False
+
+    def has_language(self, base: Base) -> Callable[[str], bool]:
+        """Whether a parameter, by its name, is of the stack of blocks that is trained from its end."""
+        return lambda name: True
 
     def split_missing(self, model: Any, missing: list[str]) -> tuple[list[str], list[str]]:
         """The modules that are a trainable head, by name, and those of `missing` that the checkpoint has to have."""

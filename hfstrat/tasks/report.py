@@ -41,6 +41,7 @@ from hfstrat.tasks.report_parts import (
     SimpleModel,
     Speed,
     Verified,
+    VisionFeatures,
     optional,
 )
 
@@ -106,6 +107,7 @@ class Result(Part):
     artifact_bytes: int | None = None
     quantization: Quantized | None = optional("Of a quantized base model")
     precomputed: Precomputed | None = optional("Where hidden states of frozen layers were computed once")
+    vision_features: VisionFeatures | None = optional("Where the features of a frozen vision tower were computed once")
     not_precomputed: str | None = optional("Why hidden states of frozen layers were not computed once")
     head: ClassifierHead | None = optional("Of the strategy head")
     distillation: Distillation | None = optional("Of the strategy distill")

@@ -308,6 +308,19 @@ class Precomputed(Part):
     built: list[str]
 
 
+class VisionFeatures(Part):
+    """The features of a frozen vision tower, computed once (task `image-text-to-text`).
+
+    `reads_pixels`: whether batches still have the pixels of their images.
+    """
+
+    rows: int
+    bytes: int
+    seconds: float
+    built: list[str]
+    reads_pixels: bool
+
+
 class ClassifierHead(Part):
     """The classification head on frozen features (strategy `head`)."""
 

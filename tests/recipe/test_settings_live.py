@@ -53,6 +53,9 @@ output_dir: RUN
 """
 
 
+OF_CHATS = ("processor_kwargs", "precompute")  # keys of `image` for conversations with images
+
+
 @dataclass
 class Seen:
     """A job that is ready to train, and the keywords that its weights and tokenizer were loaded with."""
@@ -613,7 +616,11 @@ APART = {  # keys that are probed by a test of their own, below
     ),
     **{f"objective.{key}": "test_every_key_of_grpo_reaches_its_trainer" for key in GRPO_KEYS},
     **{f"objective.rewards.{key}": "test_every_key_of_a_reward_changes_it" for key in Reward.model_fields},
-    **{f"image.{key}": "test_every_key_of_images_changes_a_batch" for key in Images.model_fields},
+    **{f"image.{key}": "test_every_key_of_images_changes_a_batch" for key in Images.model_fields if key not in OF_CHATS},
+    **dict.fromkeys(
+        (*(f"image.{key}" for key in OF_CHATS), "strategy.full.freeze", "strategy.lora.freeze"),
+        "test_every_key_of_vision_language_changes_a_job",
+    ),
     **dict.fromkeys(("data.box_format", "data.class_names"), "test_every_key_of_boxes_changes_the_data"),
     "training.class_weights": "test_class_weights_are_those_of_the_training_loss",
     "training.report_to": "test_a_tracker_is_handed_to_the_trainer",
@@ -1077,10 +1084,43 @@ def test_every_key_of_images_changes_a_batch(of_images: Callable[..., Job]) -> N
 
     plain = batch()
     other = ["image_size=48", "augmentation=off", "crop=0.2", "flip=false", "color=0.5"]
-    assert {key.partition("=")[0] for key in other} == set(Images.model_fields)
+    assert {key.partition("=")[0] for key in other} == set(Images.model_fields) - set(OF_CHATS)
     for key in other:
         changed = batch(f"image.{key}")
         assert changed.shape != plain.shape or not torch.equal(changed, plain), key
+
+
+def test_every_key_of_vision_language_changes_a_job(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from helpers.vision_language import conversations, make_vision_language
+
+    model = make_vision_language(tmp_path_factory.mktemp("qwen2_5_vl"), "qwen2_5_vl")
+    rows = conversations(tmp_path_factory.mktemp("chats"), 12)
+
+    def job(*overrides: str, strategy: str = "full") -> Job:
+        folder = tmp_path_factory.mktemp("job")
+        text = SOUND.replace("MODEL", str(model)).replace("ROWS", str(rows)).replace("RUN", str(folder / "run"))
+        text = text.replace("{name: lora, r: 4}", strategy).replace("eval_size: 12", "eval_size: 3").replace("128", "400")
+        (folder / "recipe.yaml").write_text("task: image-text-to-text\n" + text)
+        found = setup.set_up(load_recipe(str(folder / "recipe.yaml"), list(overrides)), one_process(), overwrite=False)
+        assert found.lock is not None
+        found.lock.close()
+        return found
+
+    def trained(found: Job) -> set[str]:
+        return {name for name, p in found.trainer.model.named_parameters() if p.requires_grad}
+
+    plain = job()
+    small = job("image.processor_kwargs={max_pixels: 256}")
+    assert small.data.counts["image_tokens"].sum() < plain.data.counts["image_tokens"].sum()
+    assert any("visual.blocks" in name for name in trained(job("strategy.freeze=[language]")) - trained(plain))
+    lora, frozen = job(strategy="lora"), job("strategy.freeze=[vision, projector]", strategy="lora")
+    assert trained(frozen) < trained(lora)
+    cached = job("image.precompute=true", "strategy.freeze=[vision, projector]", strategy="lora")
+    assert "vision_features" in cached.train_data.facts
+    assert (
+        "vision_features"
+        not in job("image.precompute=false", "strategy.freeze=[vision, projector]", strategy="lora").train_data.facts
+    )
 
 
 def test_every_key_of_boxes_changes_the_data(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ class ImageRows(Rows):
         image_rows.check_source(source, data, key, self.reader)
         return True
 
+    def digest(self, source: Source, data: Data, key: str) -> str:
+        from hfstrat.data.image_rows import ImageSource
+
+        return ImageSource.open(source, data, key).digest()
+
     def as_text(self, row: dict[str, Any], tokenizer: Any, most: int | None = None) -> str:
         from hfstrat.data.image_files import ImageRef
 
@@ -139,6 +144,7 @@ class ImageModel(Classifier):
 
     peft_type = None  # PEFT has no type for it: its general class passes pixels on
     reads_tokens = False
+    sees_images = True
     random_family = "vit"
     auto_class = "AutoModelForImageClassification"
     architecture = "ForImageClassification"
