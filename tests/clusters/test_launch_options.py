@@ -158,7 +158,7 @@ def test_a_volume_has_what_is_not_here(launch: Any, source: str, capsys: pytest.
 def test_every_text_of_the_schema_is_a_path_or_is_not() -> None:
     """A new key whose values may be files has to be named, or its files would not be copied."""
     no_paths = (
-        "add_tokens attn_implementation budget columns config eval_split max_time model_type modules_to_save output_dir "
+        "add_tokens attn_implementation budget class_names columns config eval_split max_time model_type modules_to_save output_dir "
         "parameters pattern patterns prompts regex repo_id revision skip_modules special_tokens split "
         "target_modules target_parameters"
     )
