@@ -111,29 +111,36 @@ def predict(
     file: Path | None,
     output: Path | None,
     quantization: str = "recorded",
-    images: list[str] | None = None,
+    media: dict[str, list[str]] | None = None,
 ) -> None:
-    """Print labels or numbers for texts, or labels of images; or write a .jsonl with `text` or `image`, and `labels` with
-    `scores`, or `values`.
+    """Print labels or numbers for texts, or labels of images or recordings; or write a .jsonl with `text`, `image` or `audio`,
+    and `labels` with `scores`, or `values`.
+
+    Args:
+        media: paths of files and folders, by `image` or `audio`.
 
     Raises:
-        UserError: no texts or images, a file that cannot be read, an output that exists, or no classifier.
+        UserError: nothing to predict of, a file that cannot be read, an output that exists, or no classifier.
     """
-    if not texts and file is None and not images:
-        raise UserError("predict: no text; give --text TEXT or --file FILE, or --image PATH for images")
+    given = {name: paths for name, paths in (media or {}).items() if paths}
+    if not texts and file is None and not given:
+        raise UserError(
+            "predict: no text; give --text TEXT or --file FILE, --image PATH for images, or --audio PATH for recordings"
+        )
     check_output(output)
     check_task(target, tuple(name for name, task in TASKS.items() if not task.text.generates), IS_GENERATOR)
-    if not task_of(target).model.reads_tokens:
-        if texts or file is not None:
-            raise UserError(f"{target}: this is a classifier of images; give --image PATH, a file or a folder")
-        predict_images(target, images or [], output)
+    if (rows := task_of(target).rows).kind is not None:
+        if texts or file is not None or set(given) != {rows.kind.column}:
+            kind = rows.kind
+            raise UserError(f"{target}: this is a classifier of {kind.plural}; give --{kind.column} PATH, a file or a folder")
+        predict_files(target, given[rows.kind.column], output)
         return
-    if images:
-        raise UserError(f"--image: {target} is a classifier of texts; give --text TEXT or --file FILE")
-    given = resolve(target)[1]
+    if given:
+        raise UserError(f"--{next(iter(given))}: {target} is a classifier of texts; give --text TEXT or --file FILE")
+    report = resolve(target)[1]
     if any(not text.strip() for text in texts):
         raise UserError("--text: it is empty; expected text")
-    inputs: list[Any] = [*map(valid, texts), *(_read_texts(file, given.run.recipe.data if given else None) if file else [])]
+    inputs: list[Any] = [*map(valid, texts), *(_read_texts(file, report.run.recipe.data if report else None) if file else [])]
     model, tokenizer, report = load(target, quantization, spreads=True)
     task = head_text(target)
     with _writer(output) as write:
@@ -160,8 +167,8 @@ def predicted(target: str, inputs: list[Any], model: Any, processor: Any, report
     """Each input with the outputs of the model.
 
     Args:
-        inputs: texts, or dicts with `text` and `text_pair`; or images, as `refs_of` finds them.
-        processor: a tokenizer, or an image processor.
+        inputs: texts, or dicts with `text` and `text_pair`; or files, as `Rows.files` finds them.
+        processor: a tokenizer, or a processor in its place.
     """
     import torch
 
@@ -174,25 +181,25 @@ def predicted(target: str, inputs: list[Any], model: Any, processor: Any, report
         yield row, task.outputs(model, processor, row, torch.float32)  # as the weights are, without autocast
 
 
-def predict_images(target: str, paths: list[str], output: Path | None) -> None:
-    """Print the labels of image files and of those in folders, or write a .jsonl with `image`, `labels` and `scores`.
+def predict_files(target: str, paths: list[str], output: Path | None) -> None:
+    """Print the labels of images or recordings, of files and of those in folders; or write a .jsonl with `image` or `audio`,
+    `labels` and `scores`.
 
     Raises:
-        UserError: an image that does not exist or cannot be read.
+        UserError: a file that does not exist or cannot be read.
     """
-    from hfstrat.data.image_rows import refs_of
-
-    refs = refs_of(paths)
+    kind = task_of(target).rows.kind
+    refs = task_of(target).rows.files(paths)
     model, processor, report = load(target, spreads=True)
     task = head_text(target)
     with _writer(output) as write:
         for ref, found in predicted(target, refs, model, processor, report):
             if output:
-                write(json.dumps({"image": ref.name, **task.record(found)}, ensure_ascii=False))
+                write(json.dumps({kind.column: ref.name, **task.record(found)}, ensure_ascii=False))
             else:
                 write(f"{task.line(found)}\t{ref.name}" if len(refs) > 1 else task.line(found))
     if output:
-        print(f"{output}: {len(refs)} images")
+        print(f"{output}: {len(refs)} {kind.plural}")
 
 
 @contextmanager

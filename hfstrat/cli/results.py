@@ -61,13 +61,14 @@ def predict(
     text: Annotated[list[str] | None, Option("--text", "-t", help="A text; can be given several times")] = None,
     file: Annotated[Path | None, Option(help="Texts: lines of a .txt, or rows with a text or a pair of texts")] = None,
     image: Annotated[list[str] | None, Option(help="An image file or a folder of them; can be given several times")] = None,
+    audio: Annotated[list[str] | None, Option(help="A recording or a folder of them; can be given several times")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write inputs, labels and scores to this .jsonl file")] = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Classify texts or images with a trained model."""
+    """Classify texts, images or recordings with a trained model."""
     from hfstrat.cli import inference
 
-    inference.predict(target, text or [], file, output, quantization, image)
+    inference.predict(target, text or [], file, output, quantization, {"image": image or [], "audio": audio or []})
 
 
 def evaluate(

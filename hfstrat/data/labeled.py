@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = "text-classification"
-OF_TASKS = ("text-classification", "regression", "image-classification")  # formats with the name of their task
+OF_TASKS = (
+    "text-classification",
+    "regression",
+    "image-classification",
+    "audio-classification",
+)  # formats with the name of their task
 LABELS = ("label", "labels")
 PAIRS = (
     ("text", "text_pair"),

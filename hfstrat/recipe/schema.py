@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from hfstrat.recipe.audio import Audio
 from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
 from hfstrat.recipe.images import Images
@@ -376,8 +377,9 @@ MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whos
 class Recipe(Section):
     """One training run. Distribution is not part of it: that is the Accelerate config."""
 
-    task: Literal["causal-lm", "text-classification", "regression", "image-classification"] = Field(
-        "causal-lm", description="What the model is trained for: generated text, labels of texts, numbers, or classes of images"
+    task: Literal["causal-lm", "text-classification", "regression", "image-classification", "audio-classification"] = Field(
+        "causal-lm",
+        description="What the model is trained for: generated text, labels of texts, numbers, or classes of images or recordings",
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
@@ -388,6 +390,7 @@ class Recipe(Section):
     )
     data: Annotated[Data, from_text("train", Data | str)]
     image: Images = Field(Images(), description="Size and augmentation of images, for task: image-classification")
+    audio: Audio = Field(Audio(), description="Length and augmentation of recordings, for task: audio-classification")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
@@ -395,7 +398,9 @@ class Recipe(Section):
     output_dir: str = Field(min_length=1, description="Folder for checkpoints, the result and report.json")
 
     @model_validator(mode="after")
-    def _images_are_of_their_task(self) -> Recipe:
+    def _media_are_of_their_task(self) -> Recipe:
         if self.task != "image-classification" and self.image != Images():
             raise ValueError("image: it is for task: image-classification; set the task, or remove it")
+        if self.task != "audio-classification" and self.audio != Audio():
+            raise ValueError("audio: it is for task: audio-classification; set the task, or remove it")
         return self

@@ -15,8 +15,14 @@ class StrategySection(Section):
 
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
-    tasks: ClassVar[tuple[str, ...]] = ("causal-lm", "text-classification", "regression", "image-classification")
-    augments: ClassVar[bool] = False  # whether training images are augmented by default
+    tasks: ClassVar[tuple[str, ...]] = (
+        "causal-lm",
+        "text-classification",
+        "regression",
+        "image-classification",
+        "audio-classification",
+    )
+    augments: ClassVar[bool] = False  # whether training images and recordings are augmented by default
     takes_augmented: ClassVar[bool] = True  # whether they may be
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with

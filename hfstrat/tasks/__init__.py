@@ -8,16 +8,20 @@ from typing import Any
 from hfstrat.data.columns import NOTHING_LIKE
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
+from hfstrat.tasks.audio_classification import AudioClassification
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.image_classification import ImageClassification
 from hfstrat.tasks.regression import Regression
 from hfstrat.tasks.text_classification import TextClassification
 
-TASKS: dict[str, Task] = {task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification(), AudioClassification())
+}
 
 __all__ = [
     "TASKS",
+    "AudioClassification",
     "CausalLM",
     "ImageClassification",
     "Regression",

@@ -75,7 +75,7 @@ def precompute(data: TrainData, model: nn.Module, mode: Mode, still: bool = Fals
     if distributed.is_sharded():
         return _not_cached(data, mode, "no process has the full model on its device")
     if getattr(data.collate, "varies", False):
-        return _not_cached(data, mode, "training examples are augmented in each epoch (image.augmentation)")
+        return _not_cached(data, mode, "training examples are augmented in each epoch (augmentation)")
     if getattr(data.collate, "generates", False):
         return _not_cached(data, mode, "the answers change with the model")
     model.to(data.device)
@@ -120,6 +120,8 @@ def _cache_prefix(data: TrainData, prefix: Prefix, batch: Batch, mode: Mode) -> 
         raise Refused("with max_time the number of epochs is unknown; set precompute: true to cache them anyway")
     if speedup is not None and speedup < PAYS and mode == "auto":
         raise Refused(f"it would not save time (predicted {speedup:.2f}x over {data.epochs:.3g} epochs)")
+    if getattr(data.collate, "pads", True) and "input_ids" not in batch:
+        raise Refused("recordings have different lengths, for which the model makes its own masks")
     states = prefix.boundary.take(batch)
     if states.dim() != 3:
         raise Refused("its hidden states are no sequence")

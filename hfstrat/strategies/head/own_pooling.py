@@ -124,6 +124,9 @@ def own_pooling(model: Any, sample: Callable[[], dict[str, torch.Tensor]]) -> Ow
 
 
 def are_alike(blocks: nn.ModuleList) -> bool:
-    """Whether all blocks have parameters of the same shapes, so that the model is complete with fewer of them."""
-    shapes = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
-    return all(each == shapes[0] for each in shapes)
+    """Whether all blocks have parameters of the same shapes, so that the model is complete with fewer of them.
+
+    The first may have more, such as position embeddings that all share (WavLM).
+    """
+    first, *others = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
+    return all(each == others[0] for each in others) and (not others or others[0].items() <= first.items())
