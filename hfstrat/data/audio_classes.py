@@ -34,7 +34,7 @@ class AudioEncoder(MediaEncoder):
 class AudioClasses(MediaClasses):
     """Rows with `audio` (bytes of a table), `seconds`, `rate` and `channels`; `renderer` is the `AudioProcessor`."""
 
-    kind = AUDIO
+    kind, title = AUDIO, "audio"
 
     def sizes(self) -> str:
         """Durations and sample rates of the training recordings, and what the model is given."""

@@ -29,7 +29,7 @@ class ImageEncoder(MediaEncoder):
 class ImageClasses(MediaClasses):
     """Rows with `image` (bytes of a table), `width` and `height`; `renderer` is the `ImageProcessor`."""
 
-    kind = IMAGE
+    kind, title = IMAGE, "images"
 
     def sizes(self) -> str:
         """The sizes of the training images, and what the model is given."""

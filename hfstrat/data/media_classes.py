@@ -85,11 +85,12 @@ class MediaClasses(Classes):
     """
 
     kind: ClassVar[Kind]
+    title: ClassVar[str]  # of the line about the files
 
     def lines(self) -> list[str]:
         """The statistics as text, with what the files are like and classes with few of them."""
         few = [name for name, count in zip(self.label_names, self.counts, strict=True) if count < FEW]
-        lines = [*super().lines(), f"{self.kind.plural:<9} {self.sizes()}"]
+        lines = [*super().lines(), f"{self.title:<9} {self.sizes()}"]
         if few:
             named = ", ".join(few[:SHOWN]) + (f" and {len(few) - SHOWN} more" if len(few) > SHOWN else "")
             lines.append(

@@ -104,7 +104,7 @@ def audio_recipe(folder: Path, model: Path | None, train: Path, **more: Any) -> 
             "max_steps": 4,
             "global_batch_size": 8,
             "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
+            "learning_rate": 2e-3,
             "eval_steps": 2,
             "logging_steps": 1,
         },
