@@ -170,8 +170,8 @@ def check(model: Any, folder: Path, archive: Path) -> float:
                 parts += [loud, np.zeros(PAUSE, np.float32)]
             said = transcribe(model, folder, np.concatenate(parts).astype(np.float32))
             heard = said.lower()
-            for digit, word in enumerate(WORDS_OF_DIGITS):
-                heard = heard.replace(word, str(digit))
+            for number, word in enumerate(WORDS_OF_DIGITS):
+                heard = heard.replace(word, str(number))
             matched = SequenceMatcher(None, SPOKEN, "".join(re.findall("[0-9]", heard))).get_matching_blocks()
             right, total = right + sum(block.size for block in matched), total + len(SPOKEN)
             print(f"{speaker}: {said}")

@@ -169,8 +169,8 @@ def refuse_media(source: str, task: str | None) -> None:
     if kind is not None:
         raise UserError(
             f"--data: {source}: advise predicts memory, time and quality of models of text, not of {kind.plural}; "
-            f"`hfstrat compare` measures strategies on your data, and docs/{'images' if kind is IMAGE else 'audio'}.md has measured "
-            "times"
+            f"`hfstrat compare` measures strategies on your data, and docs/{'images' if kind is IMAGE else 'audio'}.md has "
+            "measured times"
         )
 
 

@@ -94,7 +94,8 @@ class MediaClasses(Classes):
         if few:
             named = ", ".join(few[:SHOWN]) + (f" and {len(few) - SHOWN} more" if len(few) > SHOWN else "")
             lines.append(
-                f"{'labels':<9} warning: fewer than {FEW} training {self.kind.plural} of {named}; its scores will be mostly chance"
+                f"{'labels':<9} warning: fewer than {FEW} training {self.kind.plural} of {named}; its scores will be mostly "
+                "chance"
             )
         return lines
 

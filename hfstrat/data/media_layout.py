@@ -173,8 +173,8 @@ def _checked(layout: Layout, source: str, key: str) -> Layout:
     loose = [name for name in layout.names if "/" not in name]
     if loose and not layout.metadata:
         raise UserError(
-            f"{key}: {source}: {len(loose):,} {layout.kind.plural}, such as {loose[0]}, are in no folder of a class, so they have "
-            f"no label; expected {expected(layout.kind)}"
+            f"{key}: {source}: {len(loose):,} {layout.kind.plural}, such as {loose[0]}, are in no folder of a class, so they "
+            f"have no label; expected {expected(layout.kind)}"
         )
     return layout
 

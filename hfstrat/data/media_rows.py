@@ -124,7 +124,8 @@ class MediaSource(DataSource):
         if files is not None:
             if texts := [file for file in files if readers.file_kind(file) == "text"]:
                 raise UserError(
-                    f"{key}: {texts[0]}: a text file has no labels; expected a table with the columns {cls.kind.column} and label"
+                    f"{key}: {texts[0]}: a text file has no labels; expected a table with the columns {cls.kind.column} and "
+                    "label"
                 )
             return cls(source, data, files, None)
         config, revision = data.of(source, "config"), data.of(source, "revision")
@@ -251,8 +252,8 @@ class Measure(ABC):
 
 
 def schema(measure: Measure) -> pyarrow.Schema:
-    """Columns of the prepared rows. The column of the kind has bytes for files of tables, else they are at `path` (in an archive
-    `member`).
+    """Columns of the prepared rows. The column of the kind has bytes for files of tables, else they are at `path` (in an
+    archive `member`).
 
     `content` are the first 64 bits of the SHA-256 of a file's bytes, as is `text_hash`, by which rows are held out together.
     """

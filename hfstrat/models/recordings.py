@@ -34,7 +34,8 @@ def fit_length(model: Any, frames: int) -> str:
             return ""
         _fit_sinusoids(model.encoder, wanted)
         config.max_source_positions = wanted
-        return f"{'audio':<9} {wanted / 50:g} s instead of {before / 50:g} s: the first {wanted:,} of {before:,} positions are used"
+        how = f"the first {wanted:,} of {before:,} positions are used" if wanted < before else f"{wanted:,} positions are used"
+        return f"{'audio':<9} {wanted / 50:g} s instead of {before / 50:g} s: {how}"
     if config.model_type == "audio-spectrogram-transformer" and config.max_length != frames:
         before = config.max_length
         _fit_patches(model.audio_spectrogram_transformer.embeddings, frames)

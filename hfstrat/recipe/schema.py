@@ -379,7 +379,7 @@ class Recipe(Section):
 
     task: Literal["causal-lm", "text-classification", "regression", "image-classification", "audio-classification"] = Field(
         "causal-lm",
-        description="What the model is trained for: generated text, labels of texts, numbers, or classes of images or recordings",
+        description="What the model is trained for: generated text, labels of texts, numbers, or classes of images or of sound",
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]

@@ -42,7 +42,7 @@ class HeadModel(Model):
 
     peft_type: str | None = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
-    architecture = "ForSequenceClassification"
+    architecture: str | tuple[str, ...] = "ForSequenceClassification"
     config_keys: tuple[str, ...] = ("id2label", "label2id", "problem_type")
     if_missing = "it is damaged, or of another kind than its config says"
 

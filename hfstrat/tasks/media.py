@@ -42,8 +42,8 @@ class MediaRows(Rows):
         folder = check.local_folder(key, source, None, PROCESSOR, expected, network and bool(model.tokenizer))
         if folder is not None and not self.has_processor(folder):
             raise UserError(
-                f"{key}: {source} has no {self.processor_name.split(' ', 1)[1]} ({PROCESSOR}); set model.tokenizer to the folder "
-                "or Hub id of one"
+                f"{key}: {source} has no {self.processor_name.split(' ', 1)[1]} ({PROCESSOR}); set model.tokenizer to the "
+                "folder or Hub id of one"
             )
 
     def has_processor(self, folder: Path) -> bool:

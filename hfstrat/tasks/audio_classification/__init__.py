@@ -138,7 +138,8 @@ class AudioModel(MediaModel):
         if odd is not None:
             raise UserError(
                 f"strategy.teacher: {name}: its feature extractor has {odd} {given.get(odd)}, and that of the student "
-                f"{ours.get(odd)}, so that the same recording has other inputs; set model.tokenizer: {name}, or use another teacher"
+                f"{ours.get(odd)}, so that the same recording has other inputs; set model.tokenizer: {name}, or use another "
+                "teacher"
             )
         recordings.settle(teacher)
         fit(teacher, processor)
