@@ -15,7 +15,7 @@ TONES = {"low": 300, "middle": 900, "high": 2400}  # Hz
 FAMILIES = ("wav2vec2", "wav2vec2-group", "hubert", "wavlm", "whisper", "ast")
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 4,
     "num_attention_heads": 2,
     "intermediate_size": 48,
     "conv_dim": (16, 16, 16),

@@ -109,7 +109,8 @@ def own_pooling(model: Any, sample: Callable[[], dict[str, torch.Tensor]]) -> Ow
     whole = OwnPooling(model, nn.ModuleList() if found is None else found.modules, None, final)
     if found is None or not are_alike(found.modules):
         return OwnPooling(model, nn.ModuleList(), None, final)
-    inputs, last = sample(), list[Any]()
+    dtype, last = next(model.parameters()).dtype, list[Any]()  # of a checkpoint, which may have 16 bits
+    inputs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in sample().items()}
     try:
         with evaluating(model), found.modules[-1].register_forward_hook(lambda module, args, given: last.append(given)):
             expected = whole.pooled(inputs)
