@@ -16,6 +16,7 @@ from datasets import Dataset
 from helpers.classifiers import labeled
 from helpers.hub_runs import finished_run
 from helpers.hub_server import LoopbackHub, in_process
+from helpers import sounds
 from helpers.images import folder_of_classes, image_recipe, make_image_model
 from helpers.recipes import OWN
 from pydantic import BaseModel
@@ -30,6 +31,7 @@ from hfstrat.objectives.reinforcement.rewards import Scorer
 from hfstrat.publish import push
 from hfstrat.recipe import suggestions
 from hfstrat.recipe.data import Data
+from hfstrat.recipe.audio import Audio
 from hfstrat.recipe.images import Images
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.rewards import Reward
@@ -608,6 +610,7 @@ APART = {  # keys that are probed by a test of their own, below
     **{f"objective.{key}": "test_every_key_of_grpo_reaches_its_trainer" for key in GRPO_KEYS},
     **{f"objective.rewards.{key}": "test_every_key_of_a_reward_changes_it" for key in Reward.model_fields},
     **{f"image.{key}": "test_every_key_of_images_changes_a_batch" for key in Images.model_fields},
+    **{f"audio.{key}": "test_every_key_of_audio_changes_a_batch" for key in Audio.model_fields},
     "training.class_weights": "test_class_weights_are_those_of_the_training_loss",
     "training.report_to": "test_a_tracker_is_handed_to_the_trainer",
     "hub.push_to_hub": "test_what_the_hub_is_asked_for",
@@ -1073,6 +1076,27 @@ def test_every_key_of_images_changes_a_batch(of_images: Callable[..., Job]) -> N
     assert {key.partition("=")[0] for key in other} == set(Images.model_fields)
     for key in other:
         changed = batch(f"image.{key}")
+        assert changed.shape != plain.shape or not torch.equal(changed, plain), key
+
+
+def test_every_key_of_audio_changes_a_batch(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("sounds")
+    model, data = sounds.make_audio_model(root / "model"), sounds.folder_of_classes(root / "data")
+
+    def batch(*overrides: str) -> torch.Tensor:
+        recipe = sounds.audio_recipe(tmp_path_factory.mktemp("job"), model, data)
+        job = setup.set_up(load_recipe(str(recipe), list(overrides)), one_process(), overwrite=False)
+        assert job.lock is not None
+        job.lock.close()
+        rows = job.trainer.train_dataset
+        values: torch.Tensor = job.trainer.data_collator([rows[place] for place in range(8)])["input_values"]
+        return values
+
+    plain = batch()
+    other = ["max_length=0.2", "augmentation=off", "shift=0", "noise=0.5", "time_mask=0.5", "frequency_mask=0"]
+    assert {key.partition("=")[0] for key in other} == set(Audio.model_fields)
+    for key in other:
+        changed = batch(f"audio.{key}")
         assert changed.shape != plain.shape or not torch.equal(changed, plain), key
 
 
