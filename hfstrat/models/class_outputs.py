@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfstrat.models.blocks import body_name
 from hfstrat.errors import UserError
+from hfstrat.models.blocks import body_name
 
 
 def last_layers(model: Any) -> dict[str, nn.Linear]:

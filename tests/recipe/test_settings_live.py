@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import TEMPLATE, make_tokenizer, sentences, write_jsonl
 from datasets import Dataset
+from helpers import sounds
 from helpers.classifiers import labeled
 from helpers.hub_runs import finished_run
 from helpers.hub_server import LoopbackHub, in_process
-from helpers import sounds
 from helpers.images import folder_of_classes, image_recipe, make_image_model
 from helpers.recipes import OWN
 from pydantic import BaseModel
@@ -30,8 +30,8 @@ from hfstrat.models import fused_loss
 from hfstrat.objectives.reinforcement.rewards import Scorer
 from hfstrat.publish import push
 from hfstrat.recipe import suggestions
-from hfstrat.recipe.data import Data
 from hfstrat.recipe.audio import Audio
+from hfstrat.recipe.data import Data
 from hfstrat.recipe.images import Images
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.rewards import Reward
