@@ -53,7 +53,6 @@ RUNS: dict[str, dict[str, Any]] = {
     f"{WITHOUT}theo": HEAD,
     "scratch": {"strategy": {"name": "scratch", "config": SMALL}, "max_time": "5min"},
     "full": {"strategy": {"name": "full"}, "max_time": "5min"},
-    f"{WITHOUT}jackson": HEAD,
 }
 
 

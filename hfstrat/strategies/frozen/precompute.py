@@ -113,6 +113,8 @@ def _not_cached(data: TrainData, mode: Mode, reason: str) -> TrainData:
 
 def _cache_prefix(data: TrainData, prefix: Prefix, batch: Batch, mode: Mode) -> TrainData:
     """The data with cached states. Raises Refused with a reason against it."""
+    if getattr(data.collate, "pads", True) and "input_ids" not in batch:
+        raise Refused("recordings have different lengths, for which the model makes its own masks")
     if reason := can_precompute(prefix, batch):
         raise Refused(reason)
     speedup = None if data.is_endless else predicted_gain(data.unpacked, prefix)
@@ -120,8 +122,6 @@ def _cache_prefix(data: TrainData, prefix: Prefix, batch: Batch, mode: Mode) -> 
         raise Refused("with max_time the number of epochs is unknown; set precompute: true to cache them anyway")
     if speedup is not None and speedup < PAYS and mode == "auto":
         raise Refused(f"it would not save time (predicted {speedup:.2f}x over {data.epochs:.3g} epochs)")
-    if getattr(data.collate, "pads", True) and "input_ids" not in batch:
-        raise Refused("recordings have different lengths, for which the model makes its own masks")
     states = prefix.boundary.take(batch)
     if states.dim() != 3:
         raise Refused("its hidden states are no sequence")
