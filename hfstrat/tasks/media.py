@@ -128,7 +128,7 @@ class MediaMetrics(ClassMetrics):
         kept: list[Any] = []
 
         def outputs(**given: Any) -> Any:
-            kept.append(model(**given))
+            kept.append(model(**fitted(model, given)))
             return kept[0]
 
         config, labels = getattr(model, "config", None), inputs["labels"]
@@ -162,6 +162,16 @@ class MediaMetrics(ClassMetrics):
 
     def columns(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         return super().columns(sums[:2])
+
+
+def fitted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs in the precision of a model's weights, where autocast does not choose it: those of a result may have 16 bits."""
+    import torch
+
+    weight = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+    if weight is None or torch.is_autocast_enabled(weight.device.type):
+        return inputs
+    return {name: t.to(weight.dtype) if t.is_floating_point() else t for name, t in inputs.items()}
 
 
 class MediaText(LabelText):

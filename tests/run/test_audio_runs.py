@@ -256,6 +256,20 @@ def test_positions_of_an_ast_are_cut_around_the_middle_or_interpolated() -> None
     assert model(input_values=torch.zeros(1, 90, 32)).logits.shape == (1, 2)
 
 
+def test_a_model_in_16_bits_is_measured(model_of: Callable[..., Path]) -> None:
+    """A result has the precision of its checkpoint; float inputs follow it."""
+    from transformers import AutoModelForAudioClassification
+
+    from hfstrat.tasks import TASKS
+
+    model = AutoModelForAudioClassification.from_pretrained(model_of("ast")).half().eval()
+    inputs = made(extractor_of("ast"), model.config.to_dict(), None).inputs([tone("low", 0), tone("high", 1)])
+    with torch.no_grad():
+        *_, chances = TASKS["audio-classification"].metrics.sums(model, {**inputs, "labels": torch.tensor([0, 1])})
+    assert chances.shape == (2, 2)
+    assert torch.allclose(chances.sum(1), torch.ones(2), atol=1e-3)
+
+
 def test_a_new_projector_passes_everything_on(model_of: Callable[..., Path]) -> None:
     from transformers import AutoModelForAudioClassification
 
