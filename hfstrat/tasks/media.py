@@ -165,7 +165,7 @@ class MediaMetrics(ClassMetrics):
 
 
 def fitted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs in the precision of a model's weights, where autocast does not choose it: those of a result may have 16 bits."""
+    """The inputs in the precision of a model's weights, where autocast does not choose it: a result may have 16 bits."""
     import torch
 
     weight = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
