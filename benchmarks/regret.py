@@ -1,6 +1,6 @@
 """Quality of the advisor's first choice. Regret is the best measured result less that of its first choice.
 
-    python -m benchmarks.regret [--only sst2-100,stories] [--ask-only]
+    python -m benchmarks.regret [--only sst2-100,stories] [--ask-only] [--measure-again]
 
 Writes benchmarks/results/regret.json and .md. For each case the advisor is queried twice with the case's data, memory and time
 (the budget plus the overhead of a run beyond its training): without measuring (`rules`) and with `--measure`. Then `hfstrat
@@ -10,10 +10,12 @@ where the tokenizers of the strategies differ); the goal is 1 point or 2 %. Diff
 bootstrap) are marked. `benchmarks.tune_deadline` compares `hfstrat tune` with these runs.
 
 Everything is stored in runs/benchmarks/regret: finished work is not repeated, and an interrupted case resumes. `--ask-only`
-queries the advisor again, after a change of it, and measures nothing. The first answer is stored too, and the table
-distinguishes it from a later one. Reads ../shared, the demo model, data/docstrings, and MiniLM. To use both cores of a machine,
-run one process on each: `taskset -c 0 env OMP_NUM_THREADS=1 python -m benchmarks.regret --only ... --no-table`, then once
-`--ask-only` for the table.
+queries the advisor again, after a change of it, and measures nothing; the runs are those of the committed results where they
+are not stored here. The first answer is stored too, and the table distinguishes it from a later one. What `--measure` found the
+first time is used again, unless `--measure-again` is given: it has to be found on the machine, with the threads, of the runs,
+or the steps that it predicts are not theirs. Reads ../shared, the demo model, data/docstrings, and MiniLM. To use both cores of
+a machine, run one process on each: `taskset -c 0 env OMP_NUM_THREADS=1 python -m benchmarks.regret --only ... --no-table`, then
+once `--ask-only` for the table.
 
 Predicted before the first run of all, with the rules of that time (best; regret of the rules / after measuring):
   sst2-100       full .75                     2 points / 1
@@ -44,10 +46,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
 from benchmarks.regret_cases import CASES, SECOND, SETS, Case, rows_of
 from benchmarks.regret_table import CONDITIONS, WAYS, table_of_cases
+from hfstrat.advisor import decide
 
 STORED = ROOT / "runs" / "benchmarks" / "regret"
 MEMORY, MEASURING = "8GiB", 30.0
@@ -69,7 +74,7 @@ def write_rows(case: Case, folder: Path) -> None:
 
 def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict[str, Any]:
     """Return the advisor's answer, and write its recipes; `known` is what it measured in an earlier query."""
-    from hfstrat.advisor import decide, measure, recipes, show, speed
+    from hfstrat.advisor import measure, recipes, show, speed
     from hfstrat.cli.advise import Request, situation_of
     from hfstrat.strategies import defaults
 
@@ -95,14 +100,19 @@ def ask(case: Case, folder: Path, measured: bool, known: dict[str, Any]) -> dict
     return answer
 
 
-def answers_of(name: str, again: bool) -> dict[str, Any]:
-    """Return the `first` and the `latest` answer of the advisor, each by rules and measured."""
+def answers_of(name: str, again: bool, measures: bool) -> dict[str, Any]:
+    """Return the `first` and the `latest` answer of the advisor, each by rules and measured.
+
+    Args:
+        again: the latest answer is a new one.
+        measures: and what `--measure` finds is measured again for it.
+    """
     folder, case = STORED / name, CASES[name]
     write_rows(case, folder)
     file = folder / "advice.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     if again or not found:
-        known = found["first"]["measured"]["measured"] if found else {}
+        known = found["latest"]["measured"]["measured"] if found and not measures else {}
         latest = {way: ask(case, folder, way == "measured", known) for way in ("rules", "measured")}
         found = {"first": found.get("first", latest), "latest": latest}
         file.write_text(json.dumps(found, indent=1))
@@ -124,25 +134,58 @@ def choice(answer: dict[str, Any]) -> list[str]:
 
 def outcome(name: str) -> dict[str, Any] | None:
     """Return the regret by rules and after measuring; None where nothing is measured yet."""
-    file = STORED / name / "measured" / "comparison.json"
-    if not file.is_file():
-        return None
-    table, answers, case = json.loads(file.read_text()), json.loads((STORED / name / "advice.json").read_text()), CASES[name]
-    if any(row["status"] == "waiting" for row in table["entries"]):
-        return None
-    entries = {row["label"]: row for row in table["entries"] if row["quality"] is not None}
-    quality, best = table["quality"], entries[table["best"]]
+    answers, runs = STORED / name / "advice.json", compared(name)
+    if runs is None or not answers.is_file():
+        return committed().get(name)
+    entries = runs["measured"]
+    best = entries[runs["best"]]
 
     def regret(label: str) -> float:
         distance = abs(best["quality"] - entries[label]["quality"])
-        return 100 * distance / (1 if quality["higher_is_better"] else best["quality"])
+        return 100 * distance / (1 if runs["higher_is_better"] else best["quality"])
 
-    found = {
-        "case": case._asdict(),
+    found = runs | {
+        "goal": GOALS["points" if runs["higher_is_better"] else "percent"],
+        "always": {label: regret(label) for label in ("lora", "head") if label in entries},
+    }
+    for when, ways in json.loads(answers.read_text()).items():
+        for way, answer in ways.items():
+            order = [label for label in choice(answer) if label in entries]
+            one = {"order": order, "first": order[0], "regret": regret(order[0])} | predicted(answer, entries)
+            found.setdefault(when, {})[way] = one | {
+                "significant": entries[order[0]]["significant"],
+                "steps": steps_of(answer, entries, runs["train_rows"]),
+                "domain_gap": answer["measured"].get("domain_gap"),
+                "probe_gain": answer["measured"].get("probe_gain"),
+            }
+    if (known := committed().get(name)) is not None:  # the folder of stored answers may be a new one
+        found["first"] = known["first"]
+    return found
+
+
+def committed() -> dict[str, Any]:
+    """The cases of the committed results."""
+    file = ROOT / "benchmarks" / "results" / "regret.json"
+    found: dict[str, Any] = json.loads(file.read_text())["cases"] if file.is_file() else {}
+    return found
+
+
+def compared(name: str) -> dict[str, Any] | None:
+    """The compared runs of a case: those stored here, else the committed ones; None if there are none."""
+    file = STORED / name / "measured" / "comparison.json"
+    if not file.is_file():
+        known = committed().get(name)
+        return None if known is None else {key: value for key, value in known.items() if key not in ("first", "latest")}
+    table = json.loads(file.read_text())
+    if any(row["status"] == "waiting" for row in table["entries"]):
+        return None
+    entries = {row["label"]: row for row in table["entries"] if row["quality"] is not None}
+    return {
+        "case": CASES[name]._asdict(),
         "train_rows": table["rows"]["train_rows"],
         "eval_rows": table["rows"]["eval_rows"],
-        "metric": quality["metric"],
-        "higher_is_better": quality["higher_is_better"],
+        "metric": table["quality"]["metric"],
+        "higher_is_better": table["quality"]["higher_is_better"],
         "best": table["best"],
         "measured": {
             label: {key: row[key] for key in ("quality", "before", "seconds", "peak_memory_bytes")}
@@ -150,18 +193,16 @@ def outcome(name: str) -> dict[str, Any] | None:
             for label, row in entries.items()
         },
         "failed": {row["label"]: row["sentence"] for row in table["entries"] if row["quality"] is None},
-        "goal": GOALS["points" if quality["higher_is_better"] else "percent"],
-        "always": {label: regret(label) for label in ("lora", "head") if label in entries},
     }
-    for when, ways in answers.items():
-        for way, answer in ways.items():
-            order = [label for label in choice(answer) if label in entries]
-            one = {"order": order, "first": order[0], "regret": regret(order[0])} | predicted(answer, entries)
-            found.setdefault(when, {})[way] = one | {
-                "significant": found["measured"][order[0]]["significant"],
-                "domain_gap": answer["measured"].get("domain_gap"),
-                "probe_gain": answer["measured"].get("probe_gain"),
-            }
+
+
+def steps_of(answer: dict[str, Any], entries: dict[str, Any], rows: int) -> dict[str, float]:
+    """Predicted steps at the deadline, in multiples of those that were taken, of each strategy that takes steps."""
+    found = {}
+    for each in answer["strategies"]:
+        taken = (entries.get(each["name"]) or {}).get("steps") or 0
+        if each.get("can") and taken > 1:
+            found[each["name"]] = each["time"]["epochs"] * rows / decide.GLOBAL_BATCH / taken
     return found
 
 
@@ -182,7 +223,13 @@ def predicted(answer: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]
 def covered(found: dict[str, dict[str, Any]]) -> str:
     """State how many predictions hold the measurement in their interval."""
     inside = [flag for one in found.values() for flag in one["latest"]["measured"].get("inside", {}).values()]
-    return f" {sum(inside)} of {len(inside)} predictions after measuring are within their 80 % interval." if inside else ""
+    steps = [ratio for one in found.values() for ratio in one["latest"]["measured"].get("steps", {}).values()]
+    words = f" {sum(inside)} of {len(inside)} predictions after measuring are within their 80 % interval." if inside else ""
+    if steps:
+        low, middle, high = np.quantile(steps, [0.1, 0.5, 0.9])
+        words += f" Steps predicted after measuring, in multiples of those taken: median {middle:.2f}, "
+        words += f"80 % from {low:.2f} to {high:.2f}."
+    return words
 
 
 def within(found: dict[str, dict[str, Any]], when: str = "latest") -> str:
@@ -209,13 +256,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(CASES), help="cases")
     parser.add_argument("--ask-only", action="store_true", help="query the advisor again, and measure nothing")
+    parser.add_argument("--measure-again", action="store_true", help="with --ask-only: also what `advise --measure` finds")
     parser.add_argument("--no-table", action="store_true", help="leave the results to another process")
     given = parser.parse_args()
     names = given.only.split(",")
     if unknown := {*names} - {*CASES}:
         sys.exit(f"unknown: {', '.join(sorted(unknown))}; cases are {', '.join(CASES)}")
     for name in names:
-        for when, answer in answers_of(name, given.ask_only).items():
+        for when, answer in answers_of(name, given.ask_only, given.measure_again).items():
             print(name, when, {way: choice(each) for way, each in answer.items()}, flush=True)
         if not given.ask_only:
             measure(name)

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
-from benchmarks.regret import GOALS, OVERRIDES, STORED, write_rows
+from benchmarks.regret import GOALS, OVERRIDES, STORED, committed, write_rows
 from benchmarks.regret_cases import CASES
 
 STRATEGIES = ("head", "partial", "lora", "full", "distill", "scratch")
@@ -60,8 +60,7 @@ def run(name: str, core: int) -> None:
 
 def compared() -> dict[str, Any]:
     """The compared runs of each case."""
-    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "regret.json").read_text())["cases"]
-    return found
+    return committed()
 
 
 def outcome(name: str) -> dict[str, Any] | None:

@@ -79,6 +79,7 @@ def named(error: BaseException) -> RunError:
 def quiet_libraries() -> None:
     """Library warnings are silenced: their causes are handled or reported by hfstrat."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm in a notebook without widgets, which hfstrat does not use
     # PEFT looks for the fused parameters of experts among modules only; they are adapted with the rank of the pattern
     warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
     if "transformers" in sys.modules and "TRANSFORMERS_VERBOSITY" not in os.environ:

@@ -164,8 +164,9 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
 
 def refuse_media(source: str, task: str | None) -> None:
     """Raises UserError for images and recordings, of which no advice can be given."""
-    of_task = TASKS[task].rows.noun if task is not None and task in TASKS and not TASKS[task].model.reads_tokens else ""
-    kind = next((kind for kind in (IMAGE, AUDIO) if of_task == kind.noun or (not of_task and holds(source, kind))), None)
+    chosen = TASKS.get(task or "")
+    kind = None if chosen is None else chosen.rows.kind or (IMAGE if chosen.model.sees_images else None)
+    kind = kind or next((one for one in (IMAGE, AUDIO) if holds(source, one)), None)
     if kind is not None:
         raise UserError(
             f"--data: {source}: advise predicts memory, time and quality of models of text, not of {kind.plural}; "

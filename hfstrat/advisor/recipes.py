@@ -16,9 +16,11 @@ from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Advice, Fitted, Scored, Situation, Timed
+from hfstrat.advisor.hardware import Device
 from hfstrat.advisor.memory import Shape
 from hfstrat.advisor.speed import Rate
-from hfstrat.errors import UserError
+from hfstrat.data import sources
+from hfstrat.errors import UserError, first_line
 from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.recipe.schema import OBJECTIVES, Recipe
 from hfstrat.recipe.section import seconds
@@ -148,14 +150,46 @@ def predict(recipes: Mapping[str, Loaded], rate: Rate | None = None) -> dict[str
     return predictions
 
 
-def predict_one(recipe: Recipe, rate: Rate) -> tuple[Prediction, float]:
+NO_RATE = "the time, since the speed of this machine was not measured yet; `hfstrat advise` measures and stores it"
+REMOTE = "anything, since the model or the data are not on this machine, or are streamed"
+
+
+def before_run(loaded: Loaded) -> dict[str, Any]:
+    """The prediction for a run that is about to start, in about a second; with a `reason` for what is not predicted.
+
+    Nothing is downloaded and no machine is timed for it, and no failure of it ends the run.
+    """
+    recipe = loaded.recipe
+    model = recipe.model.name_or_path
+    here = all(sources.is_local(source.path) for source in recipe.data.train) and not recipe.data.streaming
+    if not here or (model and not Path(model).expanduser().exists()):
+        return {"reason": REMOTE}
+    device = hardware.find_device("auto")
+    rate = speed.stored_rate() if device.is_cpu else speed.rate_of(device)
+    try:
+        found: dict[str, Any] = dict(predict_one(recipe, rate or Rate(speed.ASSUMED, ""))[0])
+    except UserError as error:
+        return {"reason": first_line(error)}
+    except Exception as error:  # a prediction is not worth a run
+        return {"reason": f"{type(error).__name__}: {first_line(error)}"}
+    found["source"] = f"the model's shapes and the data{f'; {rate.source}' if rate else ''}"
+    if rate is None:
+        found = {key: value for key, value in found.items() if not key.startswith("seconds")} | {"reason": NO_RATE}
+    return found
+
+
+def predict_one(recipe: Recipe, rate: Rate, device: Device | None = None) -> tuple[Prediction, float]:
     """The prediction for a recipe without its rank, and its merit: higher is better, minus infinity is unknown.
+
+    Args:
+        rate: of the device.
+        device: default: that of this machine.
 
     Raises:
         UserError: it cannot be predicted.
     """
     candidate, survey = candidate_of(recipe)
-    device = hardware.find_device("auto")
+    device = device or hardware.find_device("auto")
     situation = Situation(candidate.model, survey, device, device.memory, rate=rate)
     shape = shape_of_recipe(recipe, survey, candidate.description.body_once, device.is_cpu, situation.compute)
     fitted = Fitted(candidate, "fits", "", memory.predict(candidate.model, candidate.description, shape), shape, {})

@@ -6,14 +6,13 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hfstrat.advisor import expected
 from hfstrat.advisor.decide import Advice, Kind, Scored, Situation, caveats
 from hfstrat.advisor.hardware import import_bytes, memory_band
-from hfstrat.recipe import format
+from hfstrat.recipe import format, screen
 from hfstrat.strategies import defaults
 
 WIDTH = 160  # of output that is not a terminal
@@ -38,9 +37,9 @@ DATA = (
 
 def show(situation: Situation, advice: Advice) -> None:
     """Print the facts, the table of factors, what is expected and assumed, and the caveats."""
-    console = Console(highlight=False, soft_wrap=False)
+    console = screen.console(soft_wrap=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+        console = screen.console(width=WIDTH)
     wide = (console.width - 20) / len(advice.ranked) >= NARROWEST
 
     def write(line: str, indent: int = 10) -> None:

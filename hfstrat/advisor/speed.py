@@ -184,6 +184,15 @@ def matmul_rate() -> tuple[float | None, float]:
     return rate, others
 
 
+def stored_rate() -> Rate | None:
+    """The rate of this machine's CPU, if it was measured before; measuring it takes seconds."""
+    known = read_json(cache.folder() / RATES_FILE).get(f"{processor()}, {threads()} threads")
+    if known is None:
+        return None
+    source = "a matrix product timed on this machine"
+    return Rate(SHARE["cpu"] * float(known), source, time_band("product"), float(known))
+
+
 @functools.cache
 def time_product(machine: str) -> tuple[float | None, float]:
     """`matmul_rate` by a child process; once in this process for a machine, since a candidate more makes it no other one."""

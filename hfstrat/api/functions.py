@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time as time_module
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import yaml
 
 from hfstrat.api import inputs, measure
 from hfstrat.api.run import Run
-from hfstrat.errors import RunError, UserError
+from hfstrat.errors import RunError, UserError, quiet_libraries
 from hfstrat.tasks import report
 from hfstrat.trainer import signals
 
@@ -52,7 +54,20 @@ def train(
         RunError: training failed; `code` is the exit code of the command.
     """
     check_callbacks(callbacks)
-    loaded = loaded_recipe(recipe, model, tokenizer, train_dataset, eval_dataset, overrides)
+    with quiet():
+        loaded = loaded_recipe(recipe, model, tokenizer, train_dataset, eval_dataset, overrides)
+        return _train(loaded, callbacks, overwrite)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The warnings of libraries are silenced as in the commands; afterwards the caller's filters apply again."""
+    with warnings.catch_warnings():
+        quiet_libraries()
+        yield
+
+
+def _train(loaded: Loaded, callbacks: Sequence[Any], overwrite: bool) -> Run:
     folder = Path(loaded.recipe.output_dir).expanduser()
     if not overwrite and is_finished(folder, loaded):
         print(f"{folder}: this recipe has been run (its files are not compared); overwrite=True trains it again")

@@ -16,6 +16,8 @@ from hfstrat.tasks.report import Report
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from hfstrat.recipe.data import Source
+
 
 class Run:
     """The result of a run: `hfstrat.train(...)` and `hfstrat.tune(...)` return one, `hfstrat.load(...)` opens one.
@@ -101,11 +103,12 @@ class Run:
         task = inference.head_text(self.target)
         return [task.record(found) for _, found in inference.predicted(self.target, rows, *self._loaded, self._report)]
 
-    def generate(self, prompts: str | list[Any], **options: Any) -> list[str]:
+    def generate(self, prompts: str | dict[str, Any] | list[Any], **options: Any) -> list[str]:
         """Answers to prompts.
 
         Args:
-            prompts: a text or several; or conversations, each a list of messages.
+            prompts: a text or several; or conversations, each a list of messages. With images: dicts with `prompt` or
+                `messages`, and `images` (paths), as rows of data have them.
             options: `max_new_tokens` (128), `temperature` (0: greedy), `top_p`, `seed`, `batch_size`, `plain`, `system`.
 
         Raises:
@@ -121,8 +124,9 @@ class Run:
             known = ", ".join(generation.How.__dataclass_fields__)
             raise UserError(f"generate: {error}; expected some of {known}") from None
         model, tokenizer = self._loaded
-        renderer = generation.renderer_of(tokenizer, self._report, how.plain)
-        return list(generation.in_batches(model, renderer, [prompts] if isinstance(prompts, str) else list(prompts), how))
+        renderer = generation.renderer_of(artifact.task_of(self.target).rows, tokenizer, self._report, how.plain)
+        inputs: list[Any] = [prompts] if isinstance(prompts, str | dict) else list(prompts)
+        return list(generation.in_batches(model, renderer, [inference.with_images(self.target, one) for one in inputs], how))
 
     def evaluate(self, data: Any = None, *, against: str | Path | Run | None = None, **overrides: Any) -> dict[str, Any]:
         """`hfstrat.evaluate` of this run."""
@@ -140,12 +144,16 @@ class Run:
         return "\n".join(push_run(self.target, repo_id, private, revision))
 
     def _repr_html_(self) -> str:
-        """A table for notebooks: what was trained on what, and the metrics before and after with their intervals."""
+        """For notebooks: the verdict of report.html, and a table of what was trained on what, with metrics and intervals."""
         if self._report is None:
             return f"<p>model {html.escape(self.folder)}</p>"
-        run, result = self._report.run, self._report.finished
+        from hfstrat.run.verdict import verdict
+
+        run, result, judged = self._report.run, self._report.finished, verdict(self._report)
+        lines = "".join(f"<li><b>{line.word}:</b> {html.escape(line.text)}</li>" for line in judged.lines)
+        told = f"<p><b>{html.escape(judged.headline.text)}</b></p><ul>{lines}</ul>"
         rows = [("strategy", run.strategy), ("model", run.recipe.model.name_or_path or "random weights")]
-        rows += [("data", ", ".join(Path(source.path).name for source in run.recipe.data.train)), ("result", self.folder)]
+        rows += [("data", ", ".join(map(name_of, run.recipe.data.train))), ("result", self.folder)]
         rows += [("time", format.duration(result.total_seconds)), ("memory", format.memory(result.peak_memory_bytes))]
         for name, found in self.intervals.items():
             for metric, each in found.items():
@@ -154,4 +162,10 @@ class Run:
         cells = "".join(
             f"<tr><th style='text-align:left'>{html.escape(a)}</th><td>{html.escape(str(b))}</td></tr>" for a, b in rows
         )
-        return f"<table>{cells}</table>"
+        return f"{told}<table>{cells}</table>"
+
+
+def name_of(source: Source) -> str:
+    """A source of rows in words; rows that were given as an object are in a file of the cache, whose name says nothing."""
+    name = Path(source.path).name
+    return "rows given in Python" if name.startswith("given-") else name

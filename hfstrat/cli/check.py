@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from hfstrat import strategies
 from hfstrat.data.render import IGNORED
+from hfstrat.data.shown import SHOWN_TOKENS, elided, pieces
 from hfstrat.errors import quiet_libraries
 from hfstrat.objectives import task_of
 from hfstrat.recipe import format
@@ -24,8 +24,6 @@ from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies import checks
 from hfstrat.tasks.base import Task
 
-SHOWN_TOKENS = 200
-LEAST = 8  # tokens of a span to show
 LORA = re.compile(r"\.lora_\w+\.default(?=\.|$)")  # of PEFT's names; both matrices of an adapter are one row
 
 
@@ -80,23 +78,11 @@ def show_json(loaded: Loaded, rows: int) -> None:
         if names:
             shown.append({"text": task.rows.as_text(row, tokenizer), "target": task.text.target(row["label"], names)})
             continue
-        parts = {name: pieces(tokenizer, part["input_ids"], part["labels"]) for name, part in task.rows.parts(row)}
+        seen = task.rows.parts(task.rows.shown(row, tokenizer))
+        parts = {name: pieces(tokenizer, part["input_ids"], part["labels"]) for name, part in seen}
         shown.append(parts.get("", parts))
     found = {"data": data.report(), "lines": data.lines(), "rows": shown}
     print(json.dumps(found, ensure_ascii=False, indent=2, default=str))
-
-
-def pieces(tokenizer: Any, ids: list[int], labels: list[int]) -> list[dict[str, Any]]:
-    """The text of an example in pieces with and without loss."""
-    found, done = list[dict[str, Any]](), ""
-    spans = itertools.groupby(range(len(ids)), key=lambda place: labels[place] != IGNORED)
-    for trained, places in spans:
-        place = list(places)
-        text = tokenizer.decode(ids[: place[-1] + 1], clean_up_tokenization_spaces=False)  # some decoders strip a first space
-        alone = text[len(done) :] if text.startswith(done) else tokenizer.decode(ids[place[0] : place[-1] + 1])
-        found.append({"text": alone, "trained": trained})
-        done = text
-    return found
 
 
 def show_settings(console: Console, loaded: Loaded, every: bool) -> None:
@@ -133,7 +119,7 @@ def show_model(console: Console, recipe: Recipe, trained: Any, every: bool) -> N
         group["trainable"] += elements(parameter) * parameter.requires_grad
         group["dtypes"].add(str(parameter.dtype).removeprefix("torch."))
     total, trainable = (sum(group[key] for group in groups.values()) for key in ("all", "trainable"))
-    console.print(f"{recipe.model.name_or_path or 'a new model'}, strategy {recipe.strategy.name}")
+    console.print(f"{recipe.model.name_or_path or 'a new model'}, strategy {recipe.strategy.title}")
     console.print(format.trainable(trainable, total))
     table = Table("module", "count", "parameters", "trainable", "dtype", title_justify="left")
     table.title = "all modules" if every else "trainable modules (--all shows frozen ones too)"
@@ -163,7 +149,7 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task:
             )
             console.print(Text(task.rows.as_text(row, tokenizer, SHOWN_TOKENS), style="dim"))
             continue
-        for name, part in task.rows.parts(row):
+        for name, part in task.rows.parts(task.rows.shown(row, tokenizer)):
             title = f"example {index}{f', {name}' if name else ''}"
             show_row(console, tokenizer, part, title, is_prompt=bool(task.rows.answered_at_once))
         if note := task.rows.note(row):
@@ -173,7 +159,8 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task:
 def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str, is_prompt: bool = False) -> None:
     """One example as the model sees it; supervised tokens are in color, or between [[ and ]] where there is no terminal."""
     supervised = sum(label != IGNORED for label in row["labels"])
-    console.print(f"\n{title}: {len(row['input_ids'])} tokens{'' if is_prompt else f', {supervised} supervised'}")
+    length = row.get("length", len(row["input_ids"]))
+    console.print(f"\n{title}: {length} tokens{'' if is_prompt else f', {supervised} supervised'}")
     text = Text()
     for ids, is_supervised, omitted in elided(row["input_ids"], row["labels"]):
         if omitted:
@@ -185,48 +172,3 @@ def show_row(console: Console, tokenizer: Any, row: dict[str, Any], title: str, 
         else:
             text.append(f"[[{tokenizer.decode(ids)}]]")
     console.print(text)
-
-
-def elided(ids: list[int], labels: list[int]) -> list[tuple[list[int], bool, str]]:
-    """An example in spans with and without loss, `SHOWN_TOKENS` in all, so that the borders of the mask are visible.
-
-    Long spans lose their middle, and an example of very many spans those in the middle.
-
-    Returns:
-        Token ids and whether they are supervised; or no ids, and in words what is omitted.
-    """
-    begins = [0, *(i for i in range(1, len(ids)) if (labels[i] != IGNORED) != (labels[i - 1] != IGNORED)), len(ids)]
-    spans = [(begin, end, labels[begin] != IGNORED) for begin, end in itertools.pairwise(begins) if begin < end]
-    most = SHOWN_TOKENS // LEAST
-    middle = range(most // 2, len(spans) - most // 2) if len(spans) > most and len(ids) > SHOWN_TOKENS else range(0)
-    each = _share([end - begin for place, (begin, end, _) in enumerate(spans) if place not in middle])
-    shown: list[tuple[list[int], bool, str]] = []
-    for place, (begin, end, is_supervised) in enumerate(spans):
-        if middle and place == middle[0]:
-            left, right = begin, spans[middle[-1]][1]
-            supervised = sum(label != IGNORED for label in labels[left:right])
-            shown.append(([], False, f"{_more(right - left)}, {supervised:,} with loss"))
-        elif place in middle:
-            continue
-        elif end - begin <= each:
-            shown.append((ids[begin:end], is_supervised, ""))
-        else:
-            head, tail = begin + each // 2, end - (each - each // 2)
-            omitted = f"{_more(tail - head)} {'with' if is_supervised else 'without'} loss"
-            shown += [(ids[begin:head], is_supervised, ""), ([], is_supervised, omitted), (ids[tail:end], is_supervised, "")]
-    return shown
-
-
-def _share(lengths: list[int]) -> int:
-    """Tokens to show of each span at most: short ones leave their room to the longer ones."""
-    room = SHOWN_TOKENS
-    for place, length in enumerate(sorted(lengths)):
-        each = room // (len(lengths) - place)
-        if length > each:
-            return each
-        room -= length
-    return SHOWN_TOKENS
-
-
-def _more(count: int) -> str:
-    return f"{count:,} more token{'s' * (count != 1)}"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfstrat.data import formats
 from hfstrat.data.labeled import TextFormat
@@ -20,51 +20,111 @@ from hfstrat.tasks.artifact import check_output, check_task, load, resolve, task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.generation import How
 from hfstrat.tasks.heads import HeadText
+from hfstrat.tasks.image_text_to_text import ImageTextToText
 from hfstrat.tasks.report import Report
 
 COMMANDS = "/reset starts over, /quit exits"
-GENERATORS = (CausalLM.name,)
+WITH_IMAGES = "/image FILE adds an image to the next message, " + COMMANDS
+GENERATORS = (CausalLM.name, ImageTextToText.name)
 IS_CLASSIFIER = "this is a classifier: use `hfstrat predict`"
 IS_GENERATOR = "this model generates text: use `hfstrat generate`"
 MAX_LENGTH = 1024  # tokens of a text, for a model without a run that defines it
 
 
+class Boxes(NamedTuple):
+    """What `predict` does with boxes: the folder to draw images with them into, and the least score of a box."""
+
+    draw: Path | None = None
+    threshold: float | None = None
+
+    @property
+    def given(self) -> str:
+        """The flag that is given, if any."""
+        return "--draw" if self.draw is not None else "--threshold" if self.threshold is not None else ""
+
+
 def generate(
-    target: str, prompts: list[str], file: Path | None, output: Path | None, how: How, quantization: str = "recorded"
+    target: str,
+    prompts: list[str],
+    file: Path | None,
+    output: Path | None,
+    how: How,
+    quantization: str = "recorded",
+    images: list[str] | None = None,
 ) -> None:
     """Answer prompts: streamed to the terminal, or in batches to a .jsonl with `prompt` and `completion`.
 
+    Args:
+        images: files that each of `prompts` is about.
+
     Raises:
-        UserError: no prompts, a file that cannot be read, an output that exists.
+        UserError: no prompts, a file that cannot be read, an output that exists, or images for a model of text.
     """
-    inputs: list[Any] = [*map(valid, prompts), *(_read_prompts(file) if file else [])]
+    check_images(target, images)
+    given = [with_images(target, {"prompt": p, "images": images}) if images else p for p in map(valid, prompts)]
+    inputs: list[Any] = [*given, *(_read_prompts(file, sees_images(target)) if file else [])]
     if not inputs:
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     check_output(output)
-    check_task(target, (CausalLM.name,), IS_CLASSIFIER)
+    check_task(target, GENERATORS, IS_CLASSIFIER)
     model, tokenizer, report = load(target, quantization, spreads=True)
-    renderer = generation.renderer_of(tokenizer, report, how.plain)
+    task = task_of(target)
+    renderer = generation.renderer_of(task.rows, tokenizer, report, how.plain)
     if output is None:
         for prompt in inputs:
             if len(inputs) > 1:
-                print(f"> {generation.prompt_text(prompt)}", flush=True)
+                print(f"> {task.text.prompt(prompt)}", flush=True)
             generation.stream(model, renderer, prompt, how)
         return
     with _writer(output) as write:
         for prompt, text in zip(inputs, generation.in_batches(model, renderer, inputs, how), strict=True):
-            write(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
+            shown = task.text.prompt(prompt) if isinstance(prompt, dict) and "images" in prompt else prompt
+            write(json.dumps({"prompt": shown, "completion": text}, ensure_ascii=False))
     print(f"{output}: {len(inputs)} answers")
 
 
-def chat(target: str, how: How, quantization: str = "recorded") -> None:
+def sees_images(target: str) -> bool:
+    """Whether a finished model is one of conversations with images."""
+    return task_of(target).name == ImageTextToText.name
+
+
+def check_images(target: str, images: list[str] | None) -> None:
+    """Refuse images for a model that takes none, and files that are not there, before torch. Raises UserError."""
+    for image in images or []:
+        if not sees_images(target):
+            raise UserError(f"--image: {target} is no vision-language model; remove it")
+        if not Path(image).expanduser().is_file():
+            raise UserError(f"--image: {image}: no such file")
+
+
+def with_images(target: str, prompt: Any) -> Any:
+    """A prompt as the renderer of the model takes it: for a vision-language model with its images. Raises UserError."""
+    if not isinstance(prompt, dict) or not sees_images(target) or "images" not in prompt:
+        return prompt
+    from hfstrat.data import image_messages
+
+    try:
+        return image_messages.prompt_of(prompt, Path())
+    except BadRow as error:
+        raise UserError(f"the prompt: {error}") from None
+
+
+def chat(target: str, how: How, quantization: str = "recorded", images: list[str] | None = None) -> None:
     """Read messages until /quit or the end of the input, and stream the answers.
+
+    Args:
+        images: files that the first message is about.
 
     Raises:
         UserError: a classifier, or a model that was trained on plain text.
     """
-    check_task(target, (CausalLM.name,), IS_CLASSIFIER)
+    check_task(target, GENERATORS, IS_CLASSIFIER)
+    check_images(target, images)
     model, tokenizer, report = load(target, quantization, spreads=True)
-    renderer = generation.renderer_of(tokenizer, report, plain=False)
+    renderer = generation.renderer_of(task_of(target).rows, tokenizer, report, plain=False)
+    if sees_images(target):
+        _chat_with_images(model, renderer, how, list(images or []))
+        return
     if renderer.continues_text:
         raise UserError(f"{target}: this model continues texts and has no chat format; use `hfstrat generate {target} -p TEXT`")
     is_terminal = sys.stdin.isatty()
@@ -83,6 +143,36 @@ def chat(target: str, how: How, quantization: str = "recorded") -> None:
             messages.append({"role": "user", "content": line})
             messages = _fit_context(model, renderer, messages, how)
             messages.append({"role": "assistant", "content": generation.stream(model, renderer, messages, how)})
+
+
+def _chat_with_images(model: Any, renderer: Any, how: How, waiting: list[str]) -> None:
+    """As `chat`. `waiting` are the images of the next message."""
+    from hfstrat.data.image_messages import MARK
+
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        print(WITH_IMAGES)
+    messages, images = list[dict[str, Any]](), list[str]()
+    while (line := _read_message(is_terminal)) is not None:
+        if line == "/quit":
+            return
+        if line == "/reset":
+            messages, images, waiting = [], [], []
+            print("(a new conversation)", flush=True)
+        elif line.startswith("/image "):
+            file = Path(line.removeprefix("/image ").strip()).expanduser()
+            if file.is_file():
+                waiting.append(str(file))
+            print(f"({file}: the next message is about it)" if file.is_file() else f"({file}: no such file)", flush=True)
+        elif line.startswith("/"):
+            print(f"({line}: no such command; {WITH_IMAGES})", flush=True)
+        elif line:
+            messages.append({"role": "user", "content": MARK * len(waiting) + line})
+            images, waiting = [*images, *waiting], []
+            prompt = {"messages": messages, "images": images}
+            if generation.room(model, len(renderer.prompt_ids(how.prompt(prompt))), 1) < 1:
+                raise UserError("this conversation exceeds the model's context; start again with /reset")
+            messages.append({"role": "assistant", "content": generation.stream(model, renderer, prompt, how)})
 
 
 def _read_message(is_terminal: bool) -> str | None:
@@ -112,9 +202,10 @@ def predict(
     output: Path | None,
     quantization: str = "recorded",
     media: dict[str, list[str]] | None = None,
+    boxes: Boxes | None = None,
 ) -> None:
-    """Print labels or numbers for texts, or labels of images or recordings; or write a .jsonl with `text`, `image` or `audio`,
-    and `labels` with `scores`, or `values`.
+    """Print labels or numbers for texts, or labels or boxes of files; or write a .jsonl with `text`, `image` or `audio`, and
+    `labels` with `scores`, `values`, or `objects`.
 
     Args:
         media: paths of files and folders, by `image` or `audio`.
@@ -133,8 +224,10 @@ def predict(
         if texts or file is not None or set(given) != {rows.kind.column}:
             kind = rows.kind
             raise UserError(f"{target}: this is a classifier of {kind.plural}; give --{kind.column} PATH, a file or a folder")
-        predict_files(target, given[rows.kind.column], output)
+        predict_files(target, given[rows.kind.column], output, boxes or Boxes())
         return
+    if boxes is not None and boxes.given:
+        raise UserError(f"{boxes.given}: it is for detectors; remove it")
     if given:
         raise UserError(f"--{next(iter(given))}: {target} is a classifier of texts; give --text TEXT or --file FILE")
     report = resolve(target)[1]
@@ -163,10 +256,13 @@ def head_text(target: str) -> HeadText:
     return task
 
 
-def predicted(target: str, inputs: list[Any], model: Any, processor: Any, report: Report | None) -> Iterator[tuple[Any, Any]]:
+def predicted(
+    target: str, inputs: list[Any], model: Any, processor: Any, report: Report | None, **options: Any
+) -> Iterator[tuple[Any, Any]]:
     """Each input with the outputs of the model.
 
     Args:
+        options: of `HeadText.outputs`, where a task has some.
         inputs: texts, or dicts with `text` and `text_pair`; or files, as `Rows.files` finds them.
         processor: a tokenizer, or a processor in its place.
     """
@@ -178,28 +274,38 @@ def predicted(target: str, inputs: list[Any], model: Any, processor: Any, report
     if task_of(target).model.reads_tokens:
         processor = Texts(processor, report.run.recipe.data.max_length if report else MAX_LENGTH)
     for row in inputs:
-        yield row, task.outputs(model, processor, row, torch.float32)  # as the weights are, without autocast
+        yield row, task.outputs(model, processor, row, torch.float32, **options)  # as the weights are, without autocast
 
 
-def predict_files(target: str, paths: list[str], output: Path | None) -> None:
-    """Print the labels of images or recordings, of files and of those in folders; or write a .jsonl with `image` or `audio`,
-    `labels` and `scores`.
+def predict_files(target: str, paths: list[str], output: Path | None, boxes: Boxes) -> None:
+    """Print the labels or boxes of images, or the labels of recordings, of files and of those in folders; or write a .jsonl
+    with `image` or `audio`, and `labels` and `scores` or `objects`.
 
     Raises:
-        UserError: a file that does not exist or cannot be read.
+        UserError: a file that does not exist or cannot be read, or a folder to draw into that has files.
     """
-    kind = task_of(target).rows.kind
+    task, kind = head_text(target), task_of(target).rows.kind
+    if boxes.given and not task.finds_boxes:
+        raise UserError(f"{boxes.given}: it is for detectors, and {target} is a classifier; remove it")
+    if boxes.draw is not None and boxes.draw.exists() and (not boxes.draw.is_dir() or any(boxes.draw.iterdir())):
+        raise UserError(f"--draw: {boxes.draw} exists and is no empty folder; name another one")
     refs = task_of(target).rows.files(paths)
     model, processor, report = load(target, spreads=True)
-    task = head_text(target)
+    options = {} if boxes.threshold is None else {"threshold": boxes.threshold}
     with _writer(output) as write:
-        for ref, found in predicted(target, refs, model, processor, report):
+        for place, (ref, found) in enumerate(predicted(target, refs, model, processor, report, **options)):
+            if boxes.draw is not None:
+                boxes.draw.mkdir(parents=True, exist_ok=True)
+                stem = Path(ref.name).stem
+                task.draw(ref, found, boxes.draw / (f"{stem}.png" if len(refs) == 1 else f"{place + 1:04}-{stem}.png"))
             if output:
                 write(json.dumps({kind.column: ref.name, **task.record(found)}, ensure_ascii=False))
             else:
                 write(f"{task.line(found)}\t{ref.name}" if len(refs) > 1 else task.line(found))
     if output:
         print(f"{output}: {len(refs)} {kind.plural}")
+    if boxes.draw is not None:
+        print(f"{boxes.draw}: {len(refs)} {kind.plural} with boxes")
 
 
 @contextmanager
@@ -235,12 +341,16 @@ def _read_rows(file: Path, detect: Callable[[list[Row]], Callable[[Row], Any]]) 
     return found
 
 
-def _read_prompts(file: Path) -> list[Any]:
-    """The prompts of a file, as training reads those of its rows."""
+def _read_prompts(file: Path, sees: bool = False) -> list[Any]:
+    """The prompts of a file, as training reads those of its rows; `sees`: with their images."""
 
     def read(row: Row) -> Any:
         if set(row) == {"text"} and isinstance(row["text"], str):  # a line of a .txt
             return valid(row["text"])
+        if sees:
+            from hfstrat.data import image_messages
+
+            return image_messages.prompt_of(row, file.absolute().parent)
         return _prompt_of(row)
 
     return _read_rows(file, lambda head: read)

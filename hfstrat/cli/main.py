@@ -11,7 +11,8 @@ import typer
 from typer import Argument, Option
 
 from hfstrat import __version__
-from hfstrat.cli import results
+from hfstrat.cli import launch as cli_launch
+from hfstrat.cli import migrate, results, skill
 from hfstrat.errors import INTERRUPTED, RunError, UserError
 
 app = typer.Typer(
@@ -65,6 +66,11 @@ def train(
 
         with located(loaded):
             sequences_per_process(loaded.recipe.training.global_batch_size, started.processes)
+    if started.processes == 1:
+        from hfstrat.advisor.recipes import before_run
+        from hfstrat.run.prediction import for_environment
+
+        started.environment.update(for_environment(loaded.recipe, before_run(loaded)))
     print(f"hfstrat {__version__}, command: {started.line()}", flush=True)
     if num_machines is None and started.processes < (gpus := launch.count_gpus()):
         print(f"this machine has {gpus} GPUs; --num-processes {gpus} uses them all", flush=True)
@@ -300,6 +306,9 @@ def schema(report: Annotated[bool, Option("--report", help="The schema of report
 
 
 results.add_to(app)
+migrate.add_to(app)
+skill.add_to(app)
+cli_launch.add_to(app)
 
 
 @app.callback(invoke_without_command=True)

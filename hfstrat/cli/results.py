@@ -30,6 +30,9 @@ def generate(
     batch_size: Annotated[int, Option(min=1, help="Prompts per batch, with --output")] = 8,
     plain: Annotated[bool, Option("--plain", help="Use prompts as they are, without a chat template")] = False,
     system: System = None,
+    image: Annotated[
+        list[str] | None, Option(help="An image that each --prompt is about (vision-language); can be given several times")
+    ] = None,
     quantization: Form = "recorded",
 ) -> None:
     """Answer prompts with a trained model: streamed to the terminal, or in batches to a file."""
@@ -37,7 +40,7 @@ def generate(
     from hfstrat.tasks.generation import How
 
     how = How(max_new_tokens, temperature, top_p, seed, batch_size, plain, system)
-    inference.generate(target, prompt or [], file, output, how, quantization)
+    inference.generate(target, prompt or [], file, output, how, quantization, image)
 
 
 def chat(
@@ -47,13 +50,14 @@ def chat(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     system: System = None,
+    image: Annotated[list[str] | None, Option(help="An image that the first message is about (vision-language)")] = None,
     quantization: Form = "recorded",
 ) -> None:
     """Chat with a model; /reset starts over, /quit exits."""
     from hfstrat.cli import inference
     from hfstrat.tasks.generation import How
 
-    inference.chat(target, How(max_new_tokens, temperature, top_p, seed, system=system), quantization)
+    inference.chat(target, How(max_new_tokens, temperature, top_p, seed, system=system), quantization, image)
 
 
 def predict(
@@ -63,12 +67,17 @@ def predict(
     image: Annotated[list[str] | None, Option(help="An image file or a folder of them; can be given several times")] = None,
     audio: Annotated[list[str] | None, Option(help="A recording or a folder of them; can be given several times")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write inputs, labels and scores to this .jsonl file")] = None,
+    draw: Annotated[Path | None, Option(help="Of a detector: write the images with their boxes into this folder")] = None,
+    threshold: Annotated[
+        float | None, Option(min=0.0, max=1.0, help="Of a detector: least score of a box [default: 0.5]")
+    ] = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Classify texts, images or recordings with a trained model."""
+    """Classify texts, images or recordings, or find objects in images, with a trained model."""
     from hfstrat.cli import inference
 
-    inference.predict(target, text or [], file, output, quantization, {"image": image or [], "audio": audio or []})
+    media, boxes = {"image": image or [], "audio": audio or []}, inference.Boxes(draw, threshold)
+    inference.predict(target, text or [], file, output, quantization, media, boxes)
 
 
 def evaluate(
@@ -86,7 +95,9 @@ def evaluate(
         list[str] | None, Option(metavar="TASK", help="Task of lm-evaluation-harness: name or YAML file")
     ] = None,
     include_path: Annotated[str | None, Option(metavar="FOLDER", help="Folder of further tasks for --lm-eval")] = None,
-    output: Annotated[Path | None, Option("--json", metavar="FILE", help="Write all results to this file")] = None,
+    output: Annotated[
+        Path | None, Option("--json", metavar="FILE", help="Write all results to this file, and a page beside it")
+    ] = None,
     num_processes: Annotated[int | None, Option(min=1, metavar="N", help="Number of processes that share the examples")] = None,
     quantization: Form = "recorded",
 ) -> None:
@@ -100,14 +111,19 @@ def evaluate(
     given = [f"evaluation.{key}={json.dumps(value)}" for key, value in values.items() if value]
     changed, file = [*given, *(overrides or [])], str(output) if output else None
     request = evaluation.Request(target, against, data, changed, file, quantization)
+    from hfstrat.run import evaluation_page
+
     if (num_processes or 1) == 1:
         evaluation.evaluate(request)
+        evaluation_page.write_safely(request, print)
         return
     from hfstrat.run import launch
 
     request.check()
     started = launch.plan_launch([request.to_json()], None, num_processes, program="hfstrat.evaluation.evaluate")
-    raise typer.Exit(launch.start(started))
+    if (code := launch.start(started)) == 0:
+        evaluation_page.write_safely(request, print)
+    raise typer.Exit(code)
 
 
 def _names(values: list[str] | None) -> list[str]:

@@ -1,37 +1,39 @@
-"""report.html: one file without scripts or external resources; for light and dark mode, wide and narrow windows.
-
-The layout is the template report.html.jinja with style.css; this module provides its values.
-"""
+"""report.html of a comparison: recipes side by side, curves and costs, confusions, answers, all runs."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
+from hfstrat import __version__
 from hfstrat.comparison import text
-from hfstrat.engine import charts
-from hfstrat.engine.charts import Curve, Point
+from hfstrat.pages import charts
+from hfstrat.pages.blocks import PLAIN, Block, Card, Cards, Cell, Charts, Code, Line, Page, Part, Prose, Row, Section, Verdict
+from hfstrat.pages.blocks import Table as Cells
+from hfstrat.pages.charts import Curve, Point
+from hfstrat.pages.matrices import confusion
+from hfstrat.pages.render import render as render_page
 from hfstrat.publish.scrub import Scrubber
 from hfstrat.recipe import format
 
-HERE = Path(__file__).parent
-MOST_LABELS = 12  # of a confusion matrix that is shown in full
-CONFUSED = 8  # pairs of labels that are listed instead
 LEADING = ("loss", "accuracy", "bits")  # lines of the table that are emphasized
 Table = dict[str, Any]
+
+ABOUT_TIMES = (
+    "Time is from the start of the process to trained weights: loading, cached computations, training and its evaluations. The "
+    "interval over examples is a paired bootstrap of 2,000 resamples of the evaluation examples. Pareto-optimal: no other "
+    "recipe is at least as good and cheaper, or better at no higher cost."
+)
+ABOUT_CURVES = (
+    "One line per seed. Bars are 95% confidence intervals over seeds (with one seed: over examples). The dashed line is the "
+    "Pareto front."
+)
 
 
 def render(table: Table) -> str:
     """The page of a comparison."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.jinja").render(values(without_paths(table)))
+    return render_page(page_of(without_paths(table)))
 
 
 def without_paths(table: Table) -> Table:
@@ -41,55 +43,61 @@ def without_paths(table: Table) -> Table:
     return scrubbed | kept
 
 
-def values(table: Table) -> dict[str, Any]:
-    """The values of the template."""
-    data, seeds, rows = table["rows"], format.plural(len(table["seeds"]), "seed"), table["entries"]
-    return {
-        "title": f"{table['task']}: {table.get('about') or format.plural(len(rows), 'recipe')} compared",
-        "style": Markup(charts.STYLE.read_text(encoding="utf-8").strip()),
-        "colors": charts.COLORS,
-        "marker": lambda number: Markup(charts.marker(number, 7, 7, 4.6)),
-        "labels": [row["label"] for row in rows],
-        "setting": f"Budget per run: {table['budget']['text']}; {seeds} each; {data['train_rows']:,} training examples, the "
-        f"same {data['eval_rows']:,} evaluation examples for all.",
-        "summary": [_sentence(line) for line in text.summary(table)],
-        "remarks": [_sentence(line) for line in text.remarks(table)],
-        "failures": text.failures(table),
-        "sheet": _sheet(table),
-        "charts": [Markup(chart) for chart in _charts(table) if chart],
-        "confusions": [_confusion(label, found) for label, found in table["confusions"].items()],
-        "samples": [_sample(sample) for sample in table["samples"]],
-        "run_columns": ["recipe", "seed", "status", text.metric_name(table["quality"]["metric"], table["task"])]
-        + ["steps", "time", "peak memory", "folder (with log.txt)"],
-        "runs": _runs(table),
-        "environment": _environment(table["environment"]),
-        "commands": _commands(table),
-    }
+def page_of(table: Table) -> Page:
+    """The page of a table without paths."""
+    data, rows = table["rows"], table["entries"]
+    setting = (
+        f"Budget per run: {table['budget']['text']}; {format.plural(len(table['seeds']), 'seed')} each; "
+        f"{data['train_rows']:,} training examples, the same {data['eval_rows']:,} evaluation examples for all."
+    )
+    drawn = [chart for chart in _charts(table) if chart]
+    legend = [(number, row["label"]) for number, row in enumerate(rows)]
+    sections = [
+        Section("Result", _result(table)),
+        Section("Side by side", [_sheet(table), Prose([ABOUT_TIMES], "faint")]),
+        Section("Curves and costs", [Charts(drawn, legend), Prose([ABOUT_CURVES], "faint")]) if drawn else None,
+        _confusions(table),
+        Section("Answers side by side", [Cards([_sample(*each) for each in enumerate(table["samples"], 1)])])
+        if table["samples"]
+        else None,
+        Section("All runs", [_runs(table)]),
+        Section("Environment and commands", _environment(table)),
+    ]
+    title = f"{table['task']}: {table.get('about') or format.plural(len(rows), 'recipe')} compared"
+    return Page(title, [each for each in sections if each], setting, f"Written by hfstrat {__version__} compare.")
+
+
+def _result(table: Table) -> list[Block]:
+    first, *more = [_sentence(line) for line in text.summary(table)] or ["Nothing has been measured yet."]
+    return [
+        Verdict(Line(first, PLAIN)),
+        Prose(more),
+        Prose([_sentence(line) for line in text.remarks(table)], "faint"),
+        Prose(text.failures(table), "bad"),
+    ]
 
 
 def _sentence(line: str) -> str:
     return f"{line[:1].upper()}{line[1:]}."
 
 
-def _sheet(table: Table) -> list[dict[str, Any]]:
-    """The lines of the table with their classes in the style."""
+def _sheet(table: Table) -> Cells:
+    """The lines of the table; those that lead are emphasized, and their best cell is marked."""
     labels, lines, group = [row["label"] for row in table["entries"]], [], "measured"
     for line in text.sheet(table):
         if line.is_empty:
             continue
         leads, starts_factors = line.name.startswith(LEADING), line.group == "factors" != group
         group = line.group
-        lines.append(
-            {
-                "name": line.name.strip(),
-                "indented": line.name.startswith("  "),
-                "classes": " ".join(["lead"] * leads + ["first"] * starts_factors),
-                "best": labels.index(table["best"]) if leads and table["best"] else None,
-                "folded": line.group == "sources",
-                "cells": line.cells,
-            }
-        )
-    return lines
+        best = labels.index(table["best"]) if leads and table["best"] else None
+        cells: list[Cell | str] = [
+            Cell(cell, best=place == best, folded="sources" if line.group == "sources" else "")
+            for place, cell in enumerate(line.cells)
+        ]
+        classes = " ".join(["lead"] * leads + ["first"] * starts_factors)
+        lines.append(Row([line.name.strip(), *cells], classes, indented=line.name.startswith("  ")))
+    head: list[Cell | str] = ["", *(Cell(label, mark=number) for number, label in enumerate(labels))]
+    return Cells("Recipes side by side", head, lines, "sheet")
 
 
 def _charts(table: Table) -> list[str]:
@@ -134,51 +142,50 @@ def _points(rows: list[Table], key: str, cost: str) -> list[Point]:
     return found
 
 
-def _confusion(label: str, found: Table) -> dict[str, Any]:
-    """The matrix of one recipe, or its most frequent confusions if there are many labels."""
-    names, counts = found["labels"], found["counts"]
-    card: dict[str, Any] = {"label": label, "matrix": [], "columns": [], "confused": []}
-    if len(names) <= MOST_LABELS:
-        cells = [[(count, f"{count / max(sum(row), 1):.2f}") for count in row] for row in counts]
-        return card | {
-            "columns": [_shorten(name, 10) for name in names],
-            "matrix": [(_shorten(name, 14), row) for name, row in zip(names, cells, strict=True)],
-        }
-    pairs = [(counts[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j and counts[i][j]]
-    worst = sorted(pairs, reverse=True)[:CONFUSED]
-    return card | {"confused": [(_shorten(names[i], 40), _shorten(names[j], 40), count) for count, i, j in worst]}
+def _confusions(table: Table) -> Section | None:
+    """The matrix of each recipe, or its most frequent confusions if there are many labels."""
+    if not table["confusions"]:
+        return None
+    about = "Rows are true labels, columns are predictions, summed over seeds."
+    blocks = [confusion(label, found["labels"], found["counts"]) for label, found in table["confusions"].items()]
+    return Section("Confusion matrices", [Prose([about], "faint"), *blocks])
 
 
-def _shorten(words: str, most: int) -> str:
-    return words if len(words) <= most else words[: most - 1] + "…"
-
-
-def _sample(sample: Table) -> list[tuple[str, str]]:
+def _sample(number: int, sample: Table) -> Card:
     """The prompt, the reference and the answers, each with its heading."""
-    texts = [("prompt", sample["prompt"]), ("reference", sample["reference"]), ("before training", sample["before"])]
-    return [(heading, _shorten(each.strip(), 500)) for heading, each in [*texts, *sample["after"].items()] if each]
+    after = [("before training", sample["before"]), ("reference", sample["reference"]), *sample["after"].items()]
+    beside = [Part(heading, each.strip()) for heading, each in after if each]
+    return Card(f"Example {number}", [Part("prompt", sample["prompt"].strip())], beside)
 
 
-def _runs(table: Table) -> list[list[str]]:
+def _runs(table: Table) -> Cells:
     metric = table["quality"]["metric"]
-    return [
-        [row["label"], str(run["seed"]), text.status_name(run["status"]), format.metric(metric, run.get("quality"))]
-        + [format.count(run.get("steps")), format.duration(run.get("seconds")), format.memory(run.get("peak_memory_bytes"))]
-        + [run["folder"]]
-        for row in table["entries"]
-        for run in row["runs"]
-    ]
+    head = ["recipe", "seed", "status", text.metric_name(metric, table["task"]), "steps", "time", "peak memory"]
+    return Cells(
+        "All runs, with the folder of each, which has log.txt",
+        [*head, "folder"],
+        [
+            Row(
+                [row["label"], str(run["seed"]), text.status_name(run["status"]), format.metric(metric, run.get("quality"))]
+                + [format.count(run.get("steps")), format.duration(run.get("seconds"))]
+                + [format.memory(run.get("peak_memory_bytes")), run["folder"]]
+            )
+            for row in table["entries"]
+            for run in row["runs"]
+        ],
+    )
 
 
-def _environment(found: Table) -> str:
+def _environment(table: Table) -> list[Block]:
+    found, commands = table["environment"], Code(_commands(table), "Commands")
     if not found:
-        return ""
+        return [commands]
     libraries = ", ".join(f"{name} {version}" for name, version in found.get("libraries", {}).items())
     device = (
         ", ".join(found.get("gpus") or [])
         or f"{found.get('processor') or 'CPU'}, {format.plural(found.get('threads') or 1, 'thread')}"
     )
-    return f"{device}; Python {found.get('python')}; {libraries}"
+    return [Prose([f"{device}; Python {found.get('python')}; {libraries}"]), commands]
 
 
 def _commands(table: Table) -> str:

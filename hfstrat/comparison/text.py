@@ -20,7 +20,7 @@ from rich.text import Text
 
 from hfstrat.comparison.processes import Ending, Run
 from hfstrat.engine.entries import Lineup, Request
-from hfstrat.recipe import format
+from hfstrat.recipe import format, screen
 from hfstrat.recipe.format import MISSING
 from hfstrat.strategies import defaults
 from hfstrat.tasks import TASKS, CausalLM
@@ -231,9 +231,9 @@ class Screen:
     """All output of a comparison: a live table on a terminal, lines elsewhere. It uses no thread and is redrawn on request."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=False)
+        self.console = console or screen.console(soft_wrap=False)
         if not self.console.is_terminal:
-            self.console = Console(highlight=False, width=PLAIN_WIDTH, file=self.console.file)
+            self.console = screen.console(width=PLAIN_WIDTH, file=self.console.file)
         self.live: Live | None = None
         self.endings: dict[Run, Ending | None] = {}  # of all runs, in their order
         self.rows: dict[tuple[str, int], Row] = {}  # of the table, by recipe and seed

@@ -229,10 +229,14 @@ class ChatTemplate:
             opens: add the generation prompt.
             options: of this example, in addition to those of the recipe.
         """
-        given = [self._in_its_form(message) for message in messages] if self.as_parts or self.as_json else messages
+        given = [self._in_its_form(message) for message in messages] if self._needs_form(messages) else messages
         chosen = {**self.options, **options} if options else self.options
         apply = self.tokenizer.apply_chat_template
         return str(apply(given, tools=tools, tokenize=False, add_generation_prompt=opens, **chosen))
+
+    def _needs_form(self, messages: Sequence[Message]) -> bool:
+        """Whether the template takes these messages in another form than ours."""
+        return self.as_parts or self.as_json
 
     def _in_its_form(self, message: Message) -> Message:
         if self.as_parts and isinstance(message["content"], str):

@@ -10,6 +10,7 @@ import numpy as np
 ROWS, VIEWS, GAP = 8, 4, 4  # images, epochs of each, and pixels between them
 BAND = 14  # pixels below each row for its label
 LEAST, MOST = 64, 224  # pixels of a side in the picture
+QUALITY = 80  # of a JPEG
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -23,6 +24,14 @@ def draw(data: Any, file: Path) -> str:
     Returns:
         A line about it.
     """
+    sheet, count = sheet_of(data)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(file)
+    return f"{file}: {count} training images, each as it is in the data and as the model is given it"
+
+
+def sheet_of(data: Any) -> tuple[Any, int]:
+    """The picture, and how many training images it has."""
     from PIL import Image, ImageDraw, ImageOps
 
     from hfstrat.data.image_batches import ImageCollator, open_row
@@ -44,9 +53,17 @@ def draw(data: Any, file: Path) -> str:
             sheet.paste(image, (GAP + column * (side + GAP), top))
         labels = row["label"] if isinstance(row["label"], list) else [row["label"]]
         pen.text((GAP, top + side), ", ".join(data.label_names[one] for one in labels), fill=INK)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(file)
-    return f"{file}: {len(places)} training images, each as it is in the data and as the model is given it"
+    return sheet, len(places)
+
+
+def jpeg(image: Any, most: int) -> bytes:
+    """An RGB image as a JPEG whose longer side has at most so many pixels."""
+    import io
+
+    small, stream = image.copy(), io.BytesIO()
+    small.thumbnail((most, most))
+    small.save(stream, "JPEG", quality=QUALITY, optimize=True)
+    return stream.getvalue()
 
 
 def seen(pixels: np.ndarray, processor: Any) -> Any:

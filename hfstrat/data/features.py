@@ -49,6 +49,30 @@ def _of_folder(folder: Path) -> Any:
     return stored.get("features") if isinstance(stored, dict) else {}
 
 
+OBJECTS = "objects"  # a column of boxes with their classes
+
+
+def of_objects(files: Iterable[Path]) -> dict[str, list[str]]:
+    """The names of class numbers within `objects`, by their key, in the first file that has some."""
+    for file in files:
+        if readers.file_kind(file) in ("parquet", "arrow"):
+            try:
+                stored = json.loads((readers.table_schema(file).metadata or {}).get(b"huggingface", b"{}"))
+            except ValueError:
+                continue
+            if found := within(((stored.get("info") or {}).get("features") or {}) if isinstance(stored, dict) else {}):
+                return found
+    return {}
+
+
+def within(features: Any) -> dict[str, list[str]]:
+    """The names of class numbers within `objects`: a dict of lists, or a list of dicts."""
+    inner = features.get(OBJECTS) if isinstance(features, Mapping) else None
+    inner = inner[0] if isinstance(inner, list) and inner else inner
+    inner = _get(inner, "feature") or inner
+    return of_features(inner) if isinstance(inner, Mapping) else {}
+
+
 def of_features(features: Any) -> dict[str, list[str]]:
     """The names of each column of class labels, or of lists of them.
 

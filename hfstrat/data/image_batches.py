@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -69,28 +69,43 @@ class ImageProcessor:
         return found[0]  # type: ignore[no-any-return]
 
 
+class Change(NamedTuple):
+    """Random changes of one image: the part that is kept (left, top, right, bottom in pixels; None for all of it), whether it
+    is mirrored, and the factors of brightness, contrast and saturation."""
+
+    box: tuple[float, float, float, float] | None
+    mirrored: bool
+    factors: tuple[float, ...]
+
+    @classmethod
+    def drawn(cls, size: tuple[int, int], wanted: Augmentation, source: np.random.Generator) -> Self:
+        """Changes for an image of this size (width, height).
+
+        Every number is drawn, whether it is used or not, so that one change does not depend on another.
+        """
+        area, ratio, left, top, mirrored, *factors = source.random(8)
+        kept = 1 - area * (1 - wanted.crop)
+        box = crop_box(*size, kept, RATIO ** (2 * ratio - 1), (left, top)) if wanted.crop < 1 else None
+        colors = tuple(1 + wanted.color * (2 * factor - 1) for factor in factors) if wanted.color else ()
+        return cls(box, bool(wanted.flip and mirrored < 0.5), colors)
+
+    def of(self, image: Image, size: tuple[int, int]) -> Image:
+        """The image with these changes, in `size` (width, height)."""
+        from PIL import Image as pillow
+        from PIL import ImageEnhance, ImageOps
+
+        image = image.resize(size, pillow.Resampling.BICUBIC, box=self.box)
+        if self.mirrored:
+            image = ImageOps.mirror(image)
+        kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for enhancer, factor in zip(kinds, self.factors, strict=False):
+            image = enhancer(image).enhance(factor)
+        return image
+
+
 def augment(image: Image, wanted: Augmentation, size: tuple[int, int], source: np.random.Generator) -> Image:
-    """A random crop of the image, resized to `size` (width, height), perhaps mirrored, in other colors.
-
-    Every number is drawn, whether it is used or not, so that one change does not depend on another.
-    """
-    from PIL import Image as pillow
-    from PIL import ImageEnhance, ImageOps
-
-    area, ratio, left, top, mirrored, *factors = source.random(8)
-    width, height = image.size
-    box = (
-        crop_box(width, height, 1 - area * (1 - wanted.crop), RATIO ** (2 * ratio - 1), (left, top))
-        if wanted.crop < 1
-        else None
-    )
-    image = image.resize(size, pillow.Resampling.BICUBIC, box=box)
-    if wanted.flip and mirrored < 0.5:
-        image = ImageOps.mirror(image)
-    if wanted.color:
-        for enhancer, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True):
-            image = enhancer(image).enhance(1 + wanted.color * (2 * factor - 1))
-    return image
+    """A random crop of the image, resized to `size` (width, height), perhaps mirrored, in other colors."""
+    return Change.drawn(image.size, wanted, source).of(image, size)
 
 
 def crop_box(

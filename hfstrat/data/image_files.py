@@ -67,12 +67,12 @@ class Decoded(NamedTuple):
     changes: list[str]
 
 
-def check_installed() -> None:
+def check_installed(task: str) -> None:
     """Raises UserError where Pillow is not installed. Imports nothing."""
     import importlib.util
 
     if importlib.util.find_spec("PIL") is None:
-        raise UserError("task: image-classification needs Pillow: pip install 'hfstrat[vision]'")
+        raise UserError(f"task: {task} needs Pillow: pip install 'hfstrat[vision]'")
 
 
 def decode(data: bytes) -> Decoded:

@@ -38,6 +38,7 @@ OF_TASKS = (
     "regression",
     "image-classification",
     "audio-classification",
+    "object-detection",
 )  # formats with the name of their task
 LABELS = ("label", "labels")
 PAIRS = (

@@ -12,7 +12,7 @@ import numpy as np
 
 from hfstrat.data.classes import Classes, LabelEncoder, class_names, find_conflicts
 from hfstrat.data.media_files import Kind
-from hfstrat.data.media_rows import Measure, MediaFormat, MediaSource, write
+from hfstrat.data.media_rows import Measure, MediaSource, write
 from hfstrat.data.prepare import divide, evaluation_fields
 from hfstrat.data.sources import DataSource
 from hfstrat.data.splits import Selection
@@ -32,7 +32,7 @@ class MediaEncoder(LabelEncoder):
         processor: in the place of the tokenizer; rows depend on what `options` has of it alone.
     """
 
-    reading: ClassVar[type[MediaFormat]]
+    reading: ClassVar[Any]  # how rows are read: a `MediaFormat`, or another class with `detect`
     opens: ClassVar[type[MediaSource]]
 
     def __init__(self, processor: Any, names: list[str] | None = None, many: bool = False) -> None:

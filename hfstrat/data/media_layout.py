@@ -104,21 +104,25 @@ def expected(kind: Kind) -> str:
     return f"a folder for each class with {kind.plural} ({suffixes} ...), or metadata.jsonl with file_name and label"
 
 
-def find(source: str, key: str, splits: tuple[str, ...], kind: Kind) -> Layout | None:
+def find(source: str, key: str, splits: tuple[str, ...], kind: Kind, needs_metadata: str = "") -> Layout | None:
     """The files of a kind that a local folder or archive contains; None where it is neither, or a folder of tables alone.
 
     Args:
         splits: words for the split to read, of which the first that is present is.
+        needs_metadata: what is expected where folders of classes are not enough, in words.
 
     Raises:
         UserError: a folder or an archive without them, or without the split.
     """
     path = Path(source).expanduser()
+    layout = None
     if path.is_dir():
-        return _of_folder(path.absolute(), source, key, splits, kind)
-    if path.is_file() and path.suffix.lower() == ".zip":
-        return _of_archive(path.absolute(), source, key, splits, kind)
-    return None
+        layout = _of_folder(path.absolute(), source, key, splits, kind)
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        layout = _of_archive(path.absolute(), source, key, splits, kind)
+    if layout is not None:
+        _check(layout, source, key, needs_metadata)
+    return layout
 
 
 def holds(source: str, kind: Kind) -> bool:
@@ -150,7 +154,7 @@ def _of_folder(folder: Path, source: str, key: str, splits: tuple[str, ...], kin
         raise UserError(f"{key}: {source}: this folder contains no {kind.plural}; expected {expected(kind)}")
     filled = {part for name in names for part in _parents(name)}
     empty = [name for name in folders if name not in filled]
-    return _checked(Layout(folder, kind, names, metadata, [name for name in others if name != metadata], empty), source, key)
+    return Layout(folder, kind, names, metadata, [name for name in others if name != metadata], empty)
 
 
 def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...], kind: Kind) -> Layout:
@@ -166,17 +170,18 @@ def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...], kind
     metadata = next((name for name in others if PurePosixPath(name).name in METADATA), "")
     if not names:
         raise UserError(f"{key}: {source}: this archive contains no {kind.plural}; expected {expected(kind)}")
-    return _checked(Layout(file, kind, names, metadata, [name for name in others if name != metadata]), source, key)
+    return Layout(file, kind, names, metadata, [name for name in others if name != metadata])
 
 
-def _checked(layout: Layout, source: str, key: str) -> Layout:
+def _check(layout: Layout, source: str, key: str, needs_metadata: str) -> None:
+    if needs_metadata and not layout.metadata:
+        raise UserError(f"{key}: {source}: {len(layout.names):,} {layout.kind.plural} have no metadata.jsonl; {needs_metadata}")
     loose = [name for name in layout.names if "/" not in name]
     if loose and not layout.metadata:
         raise UserError(
             f"{key}: {source}: {len(loose):,} {layout.kind.plural}, such as {loose[0]}, are in no folder of a class, so they "
             f"have no label; expected {expected(layout.kind)}"
         )
-    return layout
 
 
 def _split_parts(folder: Path, kind: Kind) -> dict[str, Path]:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -187,10 +187,10 @@ class MediaSource(DataSource):
         if self.layout is not None:
             stated: list[Any] = self.layout.identity()
         elif self.paths:
-            stated = [_stat(str(path)) for path in self.paths]
+            stated = [stat_of(str(path)) for path in self.paths]
         elif self.files is not None:
             refs = (value for row in self.rows() for value in row.values() if isinstance(value, MediaRef))
-            stated = [super().digest(), *(_stat(ref.path) for ref in refs)]
+            stated = [super().digest(), *(stat_of(ref.path) for ref in refs)]
         else:
             return super().digest()
         return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
@@ -204,7 +204,8 @@ class MediaSource(DataSource):
         return self.layout.remarks() if self.layout is not None else []
 
 
-def _stat(path: str) -> list[Any]:
+def stat_of(path: str) -> list[Any]:
+    """A file as far as it is known without reading it: path, bytes and time of change; the path alone where there is none."""
     try:
         stat = Path(path).stat()
     except OSError:
@@ -221,13 +222,12 @@ def check_source(source: Source, data: Data, key: str, reader: Any, opens: type[
         example_of(row, reading, index)
 
 
-def example_of(row: Row, reading: Any, index: int) -> LabeledMedia:
+def example_of(row: Row, reading: Any, index: int) -> Any:
     """A row as an example. Raises UserError, which names the row."""
     try:
-        found: LabeledMedia = reading.example(row)
+        return reading.example(row)
     except BadRow as error:
         raise UserError(f"{reading.where(index)}: {error}") from None
-    return found
 
 
 class Measured(NamedTuple):
@@ -270,8 +270,22 @@ def schema(measure: Measure) -> pyarrow.Schema:
     return pa.schema([*fields, ("length", pa.int32()), ("row", pa.int64()), ("content", pa.int64()), ("text_hash", pa.int64())])
 
 
-def write(rows: Iterable[Row], reading: Any, measure: Measure, target: Path) -> Statistics:
+More = Callable[..., tuple[list[str], tuple[Any, ...]]]
+"""From an example and the values of its measure to its labels and the values of further columns."""
+
+
+def write(
+    rows: Iterable[Row],
+    reading: Any,
+    measure: Measure,
+    target: Path,
+    further: pyarrow.Schema | None = None,
+    more: More | None = None,
+) -> Statistics:
     """Write the prepared rows to an Arrow stream (see `schema`) and return their statistics. Every file is decoded once.
+
+    Args:
+        further: columns of the task, whose values `more` gives.
 
     Raises:
         UserError: rows that do not fit their format, or too many files that cannot be read.
@@ -279,11 +293,13 @@ def write(rows: Iterable[Row], reading: Any, measure: Measure, target: Path) -> 
     import pyarrow as pa
 
     stats = Statistics(reading.source, reading.kind, many_labels=reading.many, warnings=list(reading.remarks))
-    digest, writer, numbered = hashlib.sha256(), _Writer(reading, measure, stats), enumerate(rows)
-    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns := schema(measure)) as stream:
+    digest, writer, numbered = hashlib.sha256(), _Writer(reading, measure, stats, more), enumerate(rows)
+    own = schema(measure)
+    columns, end = pa.schema([*own, *(further or ())]), len(own)
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns) as stream:
         while batch := list(itertools.islice(numbered, BATCH)):
             made = [found for index, row in batch if (found := writer.made(index, row)) is not None]
-            digest.update(repr([(*row[3:-4], row[-1]) for row in made]).encode("utf-8", "surrogatepass"))
+            digest.update(repr([(*row[3 : end - 4], *row[end - 1 :]) for row in made]).encode("utf-8", "surrogatepass"))
             arrays = [list(column) for column in zip(*made, strict=True)] if made else [[]] * len(columns)
             stream.write_batch(pa.record_batch(arrays, schema=columns))
     stats.sha256 = digest.hexdigest()
@@ -294,8 +310,8 @@ def write(rows: Iterable[Row], reading: Any, measure: Measure, target: Path) -> 
 class _Writer:
     """Makes prepared rows, and keeps the names of files that cannot be read or are odd."""
 
-    def __init__(self, reading: Any, measure: Measure, stats: Statistics) -> None:
-        self.reading, self.measure, self.stats = reading, measure, stats
+    def __init__(self, reading: Any, measure: Measure, stats: Statistics, more: More | None = None) -> None:
+        self.reading, self.measure, self.stats, self.more = reading, measure, stats, more
         self.bad: list[str] = []
         self.odd: dict[str, list[str]] = {}
 
@@ -318,25 +334,32 @@ class _Writer:
             self.odd.setdefault(found.odd, []).append(self._where(example.file, index))
         content = int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
         file = example.file
-        return file.path, file.member, file.data, example.labels, *found.values, found.length, index, content, content
+        labels, further = (example.labels, ()) if self.more is None else self.more(example, *found.values)
+        own = (*found.values, found.length, index, content, content)
+        return file.path, file.member, file.data, labels, *own, *further
 
     def _where(self, file: MediaRef, index: int) -> str:
         return file.name if file.data is None else f"{self.reading.where(index)} ({file.path})"
 
     def check(self) -> None:
         """Name the files that cannot be read. Raises UserError where they are too many."""
-        kind, stats, bad = self.measure.kind, self.stats, self.bad
+        kind, stats = self.measure.kind, self.stats
         stats.warnings += [
             f"warning: {plural(len(files), kind.noun)} {word}: {_named(files)}" for word, files in self.odd.items()
         ]
-        if not bad:
-            return
-        if len(bad) > MAX_UNSUPERVISED * stats.rows_read:
-            raise UserError(
-                f"{stats.source}: {len(bad):,} of {plural(stats.rows_read, kind.noun)} ({len(bad) / stats.rows_read:.0%}) "
-                f"cannot be read, at most {MAX_UNSUPERVISED:.0%} may be left out: {_named(bad)}. Repair or remove them"
-            )
-        stats.warnings.append(f"warning: {plural(len(bad), kind.noun)} cannot be read and are left out: {_named(bad)}")
+        check_unreadable(stats, self.bad, kind)
+
+
+def check_unreadable(stats: Statistics, bad: list[str], kind: Kind) -> None:
+    """Name the files that cannot be read. Raises UserError where they are too many."""
+    if not bad:
+        return
+    if len(bad) > MAX_UNSUPERVISED * stats.rows_read:
+        raise UserError(
+            f"{stats.source}: {len(bad):,} of {plural(stats.rows_read, kind.noun)} ({len(bad) / stats.rows_read:.0%}) "
+            f"cannot be read, at most {MAX_UNSUPERVISED:.0%} may be left out: {_named(bad)}. Repair or remove them"
+        )
+    stats.warnings.append(f"warning: {plural(len(bad), kind.noun)} cannot be read and are left out: {_named(bad)}")
 
 
 def _named(files: list[str]) -> str:

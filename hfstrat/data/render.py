@@ -194,6 +194,10 @@ class Renderer:
 
     def encode(self, rows: list[Rendered]) -> list[tuple[list[int], list[int]]]:
         """Token ids and labels of each row, by one call of the tokenizer (a few, if it puts a space before texts)."""
+        return [self._join(pairs, row.framed) for row, pairs in zip(rows, self.encode_segments(rows), strict=True)]
+
+    def encode_segments(self, rows: list[Rendered]) -> list[list[tuple[list[int], Segment]]]:
+        """The segments of each row with their token ids, without end tokens and special tokens around the row."""
         texts, before = list[str](), list[str]()
         for row in rows:
             tail = ""
@@ -202,7 +206,7 @@ class Renderer:
                 before.append(tail)
                 tail = (tail[-TAIL:] + self._with_end(segment))[-TAIL:]
         ids = iter(self.segments.ids(texts, before))
-        return [self._join([(next(ids), segment) for segment in row.segments], row.framed) for row in rows]
+        return [[(next(ids), segment) for segment in row.segments] for row in rows]
 
     def _with_end(self, segment: Segment) -> str:
         """The text with its end token."""
@@ -243,18 +247,22 @@ class Renderer:
         Args:
             prompt: a text, a list of messages, or `{"messages": [...], "tools": [...]}`.
         """
+        return self.encode([self.prompt_row(prompt)])[0][0]
+
+    def prompt_row(self, prompt: Any) -> Rendered:
+        """A prompt as `prompt_ids` takes it, as segments."""
         given = prompt if isinstance(prompt, dict) else {"messages": prompt}
         turns = given["messages"]
         if self.continues_text and isinstance(turns, str):
-            return self.encode([Rendered([Segment(turns, False)], framed=False)])[0][0]
+            return Rendered([Segment(turns, False)], framed=False)
         messages = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
         messages, tools, _ = self._fit(messages, given.get("tools"))
         if self.chat is None:
-            return self.encode([Rendered(self._render_plain(messages, set()), framed=False)])[0][0]
+            return Rendered(self._render_plain(messages, set()), framed=False)
         own = given.get("chat_template_kwargs") or {}
         options = {name: value for name, value in own.items() if name in self.options_read}
         segments = self._located(messages, tools, options, lambda found: found.prompt(self.train_on == "all"))
-        return self.encode([Rendered(segments, framed=True)])[0][0]
+        return Rendered(segments, framed=True)
 
 
 def _same_answers(before: list[Message], after: list[Message], trained: set[int]) -> set[int]:

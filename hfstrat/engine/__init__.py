@@ -1,1 +1,1 @@
-"""What `compare` and `tune` share: recipes side by side, their processes, charts and the style of a page. No torch in here."""
+"""What `compare` and `tune` share: recipes side by side and their processes. No torch in here."""

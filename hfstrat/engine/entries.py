@@ -371,8 +371,8 @@ def _data_digests(loaded: Loaded) -> dict[str, Any]:
     for key, listed in (("data.train", data.train), ("data.eval", data.eval or [])):
         for source in listed:
             splits = sources.splits_of(source, data, key)[1]
-            if own := TASKS[loaded.recipe.task].rows.digest(source, data, key):
-                found[f"{key} {source.path}"] = own
+            if digest := TASKS[loaded.recipe.task].rows.digest(source, data, key):
+                found[f"{key} {source.path}"] = digest
                 continue
             files = sources.local_files(source.path, key, splits)
             found[f"{key} {source.path}"] = _digest(tuple((file, file.stat().st_mtime_ns) for file in files or []))

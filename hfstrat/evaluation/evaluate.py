@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from hfstrat.evaluation.forward import Subject
     from hfstrat.evaluation.intervals import Measurement
+    from hfstrat.trainer.train_data import TrainData
 
 EVAL_BATCH = 8  # pairs of a pass through a reference, where no run says how many
 LIBRARIES = {"rouge": "rouge_score", "chrf": "sacrebleu"}
@@ -188,6 +189,8 @@ def evaluate(request: Request) -> dict[str, Any] | None:
                 data = rows.with_reference(data, how, screen)
             runner = Runner(device, how.forward, screen, wanted.batch_tokens, world.num_processes, world.process_index)
             found[side] = Suite(wanted, data, recipe.seed, rows_at_once=how.rows).measure(subject, runner)
+            if side == "after":  # the other model is the reference, or has another one
+                found[side] |= rows.of_objective(subject, how, screen)
             answers[side] = rows.answers(subject, data, how.forward) if world.is_main_process else []
             del subject, data
             gc.collect()  # models contain reference cycles
@@ -275,18 +278,34 @@ class Rows:
         """The examples with the outputs of the objective's reference: the model that the run started from."""
         if data is None or not self.recipe.objective.has_reference:
             return data
-        from hfstrat.trainer.plan import make_plan
-        from hfstrat.trainer.train_data import TrainData, multiple_for
-
         start = getattr(self.recipe.strategy, "adapter", None) or self.recipe.model.name_or_path
         form = self.recipe.model.quantization.name if self.recipe.model.quantization else "none"
         subject = load(start, form, how.weights, self.objective)
-        plan = replace(make_plan(self.recipe.training, data.lengths, data.eval_lengths, 1), eval_batch=how.rows or EVAL_BATCH)
         with subject.measured():
-            collate = subject.task.rows.collator(subject.base(), data, subject.tokenizer, multiple_for(subject.device))
-            given = TrainData(data.eval, data.eval, collate, plan, how.forward, subject.device, screen)
-            self.data = self.objective.reference(subject.model, given, data)
+            self.data = self.objective.reference(self.recipe, subject.model, self._batches(subject, data, how, screen), data)
         return self.data
+
+    def of_objective(self, subject: Subject, how: Precision, screen: Console) -> dict[str, Measurement]:
+        """What the objective measures beside its metrics, as at the end of training: the divergence from its reference."""
+        from hfstrat.evaluation import intervals
+
+        if self.data is None or not self.recipe.objective.has_reference:
+            return {}
+        with subject.measured():
+            found = self.objective.measure(subject.model, self._batches(subject, self.data, how, screen))
+        return {
+            name: intervals.Measurement(len(next(iter(columns.values()))), intervals.means(columns))
+            for name, columns in found.items()
+        }
+
+    def _batches(self, subject: Subject, data: Any, how: Precision, screen: Console) -> TrainData:
+        """The evaluation examples and how they become batches for a model, in the form that objectives take."""
+        from hfstrat.trainer.plan import make_plan
+        from hfstrat.trainer.train_data import TrainData, multiple_for
+
+        plan = replace(make_plan(self.recipe.training, data.lengths, data.eval_lengths, 1), eval_batch=how.rows or EVAL_BATCH)
+        collate = subject.task.rows.collator(subject.base(), data, subject.tokenizer, multiple_for(subject.device))
+        return TrainData(data.eval, data.eval, collate, plan, how.forward, subject.device, screen)
 
     def _check_same(self, subject: Subject) -> None:
         from hfstrat.models.class_outputs import arrange
@@ -320,11 +339,11 @@ class Rows:
 
     def answers(self, subject: Subject, data: Any, dtype: Any) -> list[str]:
         """The model's answers to the prompts."""
-        from hfstrat.data.render import Renderer
-
         options = self.recipe.data.chat_template_kwargs
         given: Any = (
-            data if data is not None else SimpleNamespace(renderer=Renderer(subject.tokenizer, "auto", options=options))
+            data
+            if data is not None
+            else SimpleNamespace(renderer=subject.task.rows.renderer(subject.tokenizer, "auto", options))
         )
         length = self.recipe.evaluation.max_new_tokens
         return [subject.task.text.predict(subject.model, given, prompt, length, dtype) for prompt in self.prompts]

@@ -24,9 +24,10 @@ from hfstrat.data.collate import rounded
 from hfstrat.models import fused_loss
 from hfstrat.models.load import Base, main_dtype
 from hfstrat.recipe.format import clock
+from hfstrat.recipe.screen import LiveText, bar, in_notebook
 from hfstrat.tasks.artifact import inner_of
 from hfstrat.tasks.base import Task
-from hfstrat.trainer.progress import LINE_EVERY
+from hfstrat.trainer.progress import LINE_EVERY, LIVE_EVERY
 from hfstrat.trainer.train_data import multiple_for
 
 
@@ -41,6 +42,7 @@ class Progress:
     def __init__(self, screen: Console, title: str, total: int) -> None:
         self.screen, self.title, self.total, self.done = screen, title, max(1, total), 0.0
         self._bar: progress.Progress | None = None
+        self._live: LiveText | None = None
 
     def __enter__(self) -> Progress:
         self._started = self._last = time.monotonic()
@@ -48,6 +50,8 @@ class Progress:
             self._bar = progress.Progress(console=self.screen, transient=True)
             self._task = self._bar.add_task(self.title, total=self.total)
             self._bar.start()
+        elif in_notebook() and not self.screen.quiet:
+            self._live = LiveText()
         return self
 
     def advance(self, work: float) -> None:
@@ -55,6 +59,10 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
+        elif self._live is not None:
+            if now - self._last > LIVE_EVERY or self.done >= self.total:
+                self._last = now
+                self._live.show(f"{self.title} {bar(self.done / self.total)}")
         elif now - self._last > LINE_EVERY and self.done < self.total:
             self._last = now
             left = (now - self._started) * (self.total - self.done) / self.done

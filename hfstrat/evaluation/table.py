@@ -54,14 +54,21 @@ def longer(measured: dict[str, Any]) -> list[str]:
     return [f"answers: {size} tokens, they became {how}"]
 
 
+COLUMNS = (  # of the table, by what the details of a task have
+    {"precision": "precision", "recall": "recall", "f1": "F1"},
+    {"ap50": "AP50", "ap": "AP", "recall50": "recall"},
+)
+
+
 def label_table(details: dict[str, Any]) -> list[str]:
-    """Precision, recall and F1 of each label, and the confusion matrix, if there are few labels."""
+    """Precision, recall and F1 of each label, and the confusion matrix, if there are few labels; of boxes AP and recall."""
     labels = details.get("labels", [])
     if not labels or len(labels) > MAX_LABELS:
         return []
-    table = [f"  {'label':<24}{'precision':>11}{'recall':>11}{'F1':>11}{'examples':>10}"]
+    columns = next(columns for columns in COLUMNS if columns.keys() <= labels[0].keys())
+    table = [f"  {'label':<24}{''.join(f'{head:>11}' for head in columns.values())}{'examples':>10}"]
     for label in labels:
-        cells = "".join(f"{percent(label[name]):>11}" for name in ("precision", "recall", "f1"))
+        cells = "".join(f"{percent(label[name]):>11}" for name in columns)
         table.append(f"  {shorten(label['label'], 23):<24}{cells}{label['support']:>10,}")
     counts = details.get("confusion", {}).get("counts", [])
     if 0 < len(counts) <= MAX_MATRIX:

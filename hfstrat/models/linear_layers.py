@@ -61,6 +61,14 @@ def all_linear(model: Any) -> Targets:
     )
 
 
+def linear_names(model: Any) -> list[str]:
+    """The names of all linear layers but the head."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = _head(model)
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+
+
 def heads_of(model: Any) -> list[nn.Module]:
     """The modules beside the body: the head of a classifier."""
     body = f"{body_name(model)}."

@@ -71,6 +71,7 @@ class Base:
     tokens_beyond: list[int] = field(default_factory=list)  # of the tokenizer, for which the checkpoint had no embeddings
     rows_use_them: bool = False  # whether the data have any of these
     quantized: dict[str, Any] = field(default_factory=dict)  # facts for the report, if it is quantized
+    backbone: str = ""  # of a detector: the name of the module that makes features of an image, which `partial` freezes
     pooling: Any = None  # of `hfstrat.models.pooling`, where the class is not one of transformers
 
     @property

@@ -56,8 +56,11 @@ class Objective:
         """Parts of the report from the log of training (an entry for each log)."""
         return {}
 
-    def reference(self, model: Any, rows: TrainData, data: PreparedData) -> PreparedData:
-        """Evaluation data with the outputs of this model as the reference, where the objective has one."""
+    def reference(self, recipe: Recipe, model: Any, rows: TrainData, data: PreparedData) -> PreparedData:
+        """Evaluation data with the outputs of this model as the reference, where the objective has one.
+
+        `measure` compares with this reference from then on.
+        """
         return data
 
     @property

@@ -227,6 +227,10 @@ def _with_interval(metric: str, entry: Estimate | None, is_difference: bool = Fa
 
 
 def _labels(labels: list[Any]) -> str:
+    if any(each.ap50 is not None for each in labels):  # boxes
+        numbers = [(each.label, (each.ap50, each.ap, each.recall50), each.support) for each in labels]
+        rows = [[code(name), *map(format.percent, some), f"{count:,}"] for name, some, count in numbers]
+        return table(["label", "AP50", "AP", "recall", "boxes"], rows, range(1, 5))
     cells = [
         [code(each.label), *(format.percent(value) for value in (each.precision, each.recall, each.f1)), f"{each.support:,}"]
         + ([] if each.threshold is None else [f"{each.threshold:.2f}"])

@@ -16,7 +16,17 @@ from typing import Any
 
 from hfstrat.errors import ARTIFACT, RunError, UserError, first_line
 from hfstrat.publish.gguf import write_gguf
-from hfstrat.publish.merge import check_reloaded, inputs_of, is_adapter, merge, merged_in, outputs_of, reload_options, save
+from hfstrat.publish.merge import (
+    check_mergeable,
+    check_reloaded,
+    inputs_of,
+    is_adapter,
+    merge,
+    merged_in,
+    outputs_of,
+    reload_options,
+    save,
+)
 from hfstrat.publish.written import check_unused, complete
 from hfstrat.tasks import artifact, sentence_transformers
 from hfstrat.tasks.artifact import PROBE_TEXT
@@ -46,7 +56,8 @@ def export(target: str, output: Path, form: str) -> None:
         return _copy(folder, output)
     # in the stored dtype: that of this machine might round
     model, tokenizer, _ = artifact.load(target, "none", "checkpoint", widened=True)
-    if hasattr(model, "merge_and_unload"):
+    if hasattr(model, "peft_config"):
+        check_mergeable(model, target)
         model, _ = merged_in(model, model.get_base_model().dtype, inputs_of(report, tokenizer)[0], target)
     safetensors = functools.partial(_safetensors, options=reload_options(target, report))
     options = report.run.recipe.data.chat_template_kwargs if report else {}

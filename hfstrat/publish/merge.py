@@ -19,6 +19,7 @@ from hfstrat.tasks.artifact import PROBE_TEXT
 from hfstrat.tasks.report import Report, Result
 from hfstrat.tasks.verify import TOLERANCE, tolerance
 
+COMPLETE = "no adapter to merge: this is a complete model already"
 STORED = "checkpoint"  # the precision of the stored base
 DTYPES = (STORED, "bfloat16", "float16", "float32")
 ROWS, TOKENS = 16, 64  # held-out examples that are compared, and tokens of each: all their logits are in memory
@@ -52,15 +53,13 @@ def merge(target: str, output: Path, dtype: str = STORED) -> None:
     folder, report = artifact.resolve(target)
     if dtype not in DTYPES:
         raise UserError(f"--dtype: {dtype}: expected one of {', '.join(DTYPES)}")
-    finished = UserError(f"{target}: no adapter to merge: this is a complete model already")
     if Path(folder).is_dir() and not is_adapter(folder):
-        raise finished
+        raise UserError(f"{target}: {COMPLETE}")
     check_unused(output)
     check_base(folder, report)
     quantization = report.run.recipe.model.quantization if report and "quantization" in report.reload else None
     model, tokenizer, _ = artifact.load(target, widened=True)
-    if not hasattr(model, "merge_and_unload"):
-        raise finished
+    check_mergeable(model, target)
     inputs, which = inputs_of(report, tokenizer)
     before = outputs_of(model, inputs)
     stored = STORED if _has_stored_dtype(model, report, target) else None
@@ -112,7 +111,10 @@ def merged_in(model: Any, dtype: Any, inputs: list[dict[str, Any]], target: str)
     adapted = outputs_of(model, inputs)
     with model.disable_adapter():
         base = outputs_of(model, inputs)
-    merged = model.merge_and_unload(safe_merge=True)
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{target}: PEFT does not merge this {type_of(model)} adapter: {first_line(error)}") from error
     exact = outputs_of(merged, inputs)
     largest, moved = max(float(one.abs().max()) for one in adapted), difference(adapted, base)
     allowed = max(FLOOR * largest, min(tolerance("float32", True) * largest, moved / 4))
@@ -126,6 +128,22 @@ def merged_in(model: Any, dtype: Any, inputs: list[dict[str, Any]], target: str)
         if (off := difference(exact, rounded)) > moved:
             print(f"warning: rounding to {name} changes the outputs by up to {off:.2g}, the adapter by up to {moved:.2g}")
     return merged, rounded
+
+
+def type_of(model: Any) -> str:
+    """PEFT's name of the adapter's type, such as LORA."""
+    return str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type))
+
+
+def check_mergeable(model: Any, target: str) -> None:
+    """Refuse an adapter that PEFT has no merge for, such as virtual tokens. Raises UserError."""
+    if not hasattr(model, "peft_config"):
+        raise UserError(f"{target}: {COMPLETE}")
+    if not hasattr(model, "merge_and_unload"):
+        raise UserError(
+            f"{target}: PEFT does not merge a {type_of(model)} adapter: it is not an update of weights; load it with PEFT, as "
+            "the model card shows"
+        )
 
 
 def reload_options(target: str, report: Report | None) -> dict[str, Any]:

@@ -96,6 +96,21 @@ class Scrubber:
             return self.text(str(value))
         return value
 
+    def quotes(self, value: Any) -> Any:
+        """A JSON value that quotes data: a path in it is part of the text, and only this machine's folders and secrets go."""
+        if isinstance(value, dict):
+            return {name: self.quotes(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.quotes(each) for each in value]
+        if not isinstance(value, str):
+            return value
+        for secret in self.secrets:
+            value = value.replace(secret, REMOVED)
+        text = SECRETS.sub(REMOVED, value)
+        for folder in (*self.above, *self.folders):
+            text = text.replace(folder, "~")
+        return text
+
     def leaks(self, text: str) -> list[str]:
         """What a text still reveals of this machine; secrets are not quoted."""
         found = [f"the folder {folder}" for folder in self.folders if f"{folder}/" in text]

@@ -12,6 +12,7 @@ from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
 from hfstrat.objectives import task_of
 from hfstrat.publish.scrub import Base, base_of
+from hfstrat.recipe.peft import UNMERGED
 from hfstrat.tasks import task_of_files
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.report import Report
@@ -64,6 +65,11 @@ class Artifact:
     @property
     def rank(self) -> int:
         return int(read_json(self.folder / "adapter_config.json").get("r") or 0)
+
+    @property
+    def peft_type(self) -> str:
+        """PEFT's name of the adapter's method; empty for a complete model."""
+        return str(read_json(self.folder / "adapter_config.json").get("peft_type") or "")
 
     @property
     def adds_tokens(self) -> bool:
@@ -142,8 +148,8 @@ def _load_on_base(a: Artifact, auto: str, source: str, special: bool, lines: lis
 
 def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
     """Ways to serve this artifact: titles and shell commands."""
-    if artifact.task.text.pipeline != "text-generation":
-        return []
+    if artifact.task.text.pipeline != "text-generation" or artifact.peft_type in UNMERGED:
+        return []  # servers take complete models, and vLLM also adapters of LoRA
     trust, chats = " --trust-remote-code" if artifact.trust else "", artifact.chats
     options = artifact.options if chats else {}
     source = model = vllm = artifact.source
@@ -153,7 +159,7 @@ def serving(artifact: Artifact) -> list[tuple[str, list[str]]]:
         notes = ("after merging; ", " (the base with the adapter; or merge first)")
         rank = next((size for size in VLLM_RANKS if size >= artifact.rank), artifact.rank)
         loads = f"{artifact.base_name} --enable-lora --max-lora-rank {rank} --lora-modules mine={source}"
-    if artifact.adds_tokens:  # vLLM takes no embeddings from an adapter
+    if artifact.adds_tokens or artifact.peft_type not in ("", "LORA"):  # vLLM takes from an adapter only LoRA's matrices
         loads, vllm, notes = "./merged", "./merged", (notes[0], " (after merging)")
     ollama = [
         f"hfstrat export {source} model.gguf --format gguf",

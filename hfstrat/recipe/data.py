@@ -20,6 +20,7 @@ Format = Literal[
     "regression",
     "image-classification",
     "audio-classification",
+    "object-detection",
     "preference",
     "unpaired-preference",
 ]
@@ -140,6 +141,15 @@ class Data(Section):
         "auto",
         description="Tokens that contribute to the loss. completions: the completion, or the last turn of the assistant; "
         "assistant: all turns of the assistant; all: every token; auto: completions where rows have one, else assistant",
+    )
+    box_format: Literal["auto", "xywh", "xyxy", "cxcywh"] = Field(
+        "auto",
+        description="Numbers of a box, for task: object-detection. xywh: left, top, width and height in pixels, as in COCO; "
+        "xyxy: left, top, right and bottom in pixels, as in Pascal VOC; cxcywh: center, width and height as shares of the "
+        "image, as in YOLO; auto: xywh, refused where the boxes do not fit",
+    )
+    class_names: list[str] = Field(
+        [], description="Names of classes that are numbers in the data, from 0, for task: object-detection"
     )
     max_length: int = Field(1024, ge=8, description="Maximum number of tokens of an example")
     overflow: Literal["truncate", "split", "drop", "error"] = Field(

@@ -119,6 +119,12 @@ class Distill(StrategySection):
     """The loss is `w * T^2 * divergence + (1 - w) * cross-entropy` over supervised tokens, with w = teacher_weight."""
 
     name: Literal["distill"]
+    refuses: ClassVar[dict[str, str]] = {
+        "object-detection": "the queries of a student and of a teacher find objects in no common order, so their outputs "
+        "cannot be compared one by one; train the student with full or partial",
+        "image-text-to-text": "a teacher would need the same processor and as many tokens for each image, which is not tested; "
+        "use full, partial or lora",
+    }
     teacher: Annotated[TeacherModel | None, from_text("name_or_path", TeacherModel | str | None)] = Field(
         None, description="Default: `model:` itself before shrink, or with its adapter disabled"
     )

@@ -7,6 +7,7 @@ counterpart; `VALUES` for the values of another tool under a key that exists her
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 FOREIGN = {
@@ -242,6 +243,94 @@ VALUES: dict[str, dict[str, str]] = {  # a key of a recipe: its value in another
         "adamw_anyprecision": "torchdistx is not maintained; write adamw_torch_fused",
     },
 }
+
+
+MARKS = {  # keys by which a config of another tool is recognized
+    "trl": frozenset(
+        [
+            "assistant_only_loss",
+            "base_model_name_or_path",
+            "chat_template_path",
+            "completion_only_loss",
+            "dataset_mixer",
+            "dataset_name",
+            "dataset_test_split",
+            "dataset_text_field",
+            "dataset_train_split",
+            "desirable_weight",
+            "load_in_4bit",
+            "load_in_8bit",
+            "lora_target_modules",
+            "max_length",
+            "max_seq_length",
+            "model_name_or_path",
+            "num_generations",
+            "num_train_epochs",
+            "peft_type",
+            "per_device_train_batch_size",
+            "precompute_ref_log_probs",
+            "reward_funcs",
+            "use_bnb_nested_quant",
+            "use_peft",
+        ]
+    ),
+    "axolotl": frozenset(
+        [
+            "adapter",
+            "base_model",
+            "dataset_prepared_path",
+            "datasets",
+            "evals_per_epoch",
+            "flash_attention",
+            "lora_model_dir",
+            "lora_target_linear",
+            "lr_scheduler",
+            "micro_batch_size",
+            "num_epochs",
+            "optimizer",
+            "pad_to_sequence_len",
+            "sample_packing",
+            "saves_per_epoch",
+            "sequence_len",
+            "special_tokens",
+            "strict",
+            "val_set_size",
+            "wandb_project",
+        ]
+    ),
+    "llama-factory": frozenset(
+        [
+            "cutoff_len",
+            "dataset",
+            "dataset_dir",
+            "do_train",
+            "finetuning_type",
+            "freeze_trainable_layers",
+            "lora_rank",
+            "lora_target",
+            "max_samples",
+            "neat_packing",
+            "overwrite_cache",
+            "plot_loss",
+            "pref_beta",
+            "pref_loss",
+            "preprocessing_num_workers",
+            "quantization_bit",
+            "stage",
+            "template",
+            "val_size",
+        ]
+    ),
+}
+FEWEST_MARKS = 2
+
+
+def tool_of(keys: Iterable[str]) -> str:
+    """The tool whose config has these keys; empty for none, and for several alike."""
+    found = {name: len(marks & set(keys)) for name, marks in MARKS.items()}
+    best = max(found, key=lambda name: found[name])
+    alike = [name for name, count in found.items() if count == found[best]]
+    return best if found[best] >= FEWEST_MARKS and len(alike) == 1 else ""
 
 
 def instead_of(key: str, value: Any, recipe: dict[str, Any]) -> str:

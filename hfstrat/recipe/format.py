@@ -8,7 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 MISSING = "–"
-SHARES = ("accuracy", "f1", "exact_match", "acc", "regex", "json", "rouge", "chrf", "share", "precision", "recall")
+SHARES = (
+    "accuracy",
+    "f1",
+    "exact_match",
+    "acc",
+    "regex",
+    "json",
+    "rouge",
+    "chrf",
+    "share",
+    "precision",
+    "recall",
+    "map",
+    "ap50",
+)
 
 
 def duration(seconds: float | None) -> str:

@@ -1,8 +1,8 @@
-"""The recipe's `image:` section: the size of images and their augmentation, for tasks whose examples are images."""
+"""The recipe's `image:` section: the size of images and their augmentation, for tasks whose examples have images."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -43,6 +43,18 @@ class Images(Section):
     flip: bool = Field(DEFAULT.flip, description="Mirror every second image; turn it off where left and right have a meaning")
     color: float = Field(
         DEFAULT.color, ge=0, lt=1, description="Most change of brightness, contrast and saturation, as a share; 0: none"
+    )
+
+    processor_kwargs: dict[str, Any] = Field(
+        {},
+        description="For task: image-text-to-text, settings of the model's image processor, such as {max_pixels: 262144} or "
+        "{do_image_splitting: false}, which decide how many tokens an image becomes",
+    )
+
+    precompute: bool | Literal["auto"] = Field(
+        "auto",
+        description="For task: image-text-to-text with full or lora, compute the features of a frozen vision tower once and "
+        "train without it; auto: for more than one epoch, where it is possible",
     )
 
     @property

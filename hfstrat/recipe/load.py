@@ -124,8 +124,13 @@ def apply_override(override: str, data: dict[str, Any], origins: dict[KeyPath, s
 def _names(data: dict[str, Any]) -> dict[str, str]:
     """The names of the sections that are one of several, as far as they are given."""
     sections = ((key, data.get(key)) for key in UNIONS)
-    found = ((key, section.get("name") if isinstance(section, dict) else section) for key, section in sections)
-    return {key: name for key, name in found if isinstance(name, str)}
+    found = {key: section.get("name") if isinstance(section, dict) else section for key, section in sections}
+    names = {key: name for key, name in found.items() if isinstance(name, str)}
+    for key, name in list(names.items()):
+        variants = UNIONS[key][name].variants if name in UNIONS[key] else ""
+        if variants and isinstance(data[key], dict) and isinstance(data[key].get(variants), str):
+            names[f"{key}.{variants}"] = data[key][variants]
+    return names
 
 
 def _with_defaults(recipe: Recipe, origins: dict[KeyPath, str]) -> Recipe:
@@ -187,7 +192,15 @@ class Answers:
             self._unknown(path, group[0]) if unknown else self._known(path, group) for (path, unknown), group in groups.items()
         ]
         sections = dict(suggestions.place_and_keys(path, self.names) for path, unknown in groups if unknown)
-        return sentences + [f"keys of {place}: {', '.join(names)}" for place, names in sections.items() if names]
+        keys = [f"keys of {place}: {', '.join(names)}" for place, names in sections.items() if names]
+        return sentences + keys + self._of_another_tool()
+
+    def _of_another_tool(self) -> list[str]:
+        """What to do with a config of another tool, if this is one."""
+        tool = "" if {"strategy", "data"} & self.given.keys() else foreign.tool_of(self.given)
+        return (
+            [f"{self.source}: this looks like a config of {tool}: `hfstrat migrate {self.source}` converts it"] if tool else []
+        )
 
     def _where(self, path: KeyPath) -> str:
         return _place(self.origins, path, self.source)

@@ -12,6 +12,7 @@ from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
 from hfstrat.recipe.images import Images
 from hfstrat.recipe.objectives import Dpo, Grpo, Kto, ObjectiveSection, Orpo, Sft, Simpo
+from hfstrat.recipe.peft import Peft
 from hfstrat.recipe.section import Default, FromName, PositiveOrAuto, Quantization, Section, from_text, seconds
 from hfstrat.recipe.strategies import Full, Head, Lora, Partial, Scratch, StrategySection
 
@@ -93,7 +94,7 @@ ClassWeights = Annotated[
 ]
 
 
-AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Scratch, Field(discriminator="name")]
+AnyStrategy = Annotated[Distill | Full | Head | Lora | Partial | Peft | Scratch, Field(discriminator="name")]
 
 
 STRATEGIES: dict[str, type[StrategySection]] = {
@@ -369,6 +370,9 @@ class Hub(Section):
         return self
 
 
+OF_IMAGES = ("image-classification", "object-detection")  # tasks that read the section `image`
+
+
 MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whose default is another one
     "regression": {"dtype": Default("float32", "predictions in original units need the precision")},  # not rounded to 16 bits
 }
@@ -377,9 +381,18 @@ MODEL_DEFAULTS: dict[str, dict[str, Default]] = {  # by task: `model:` keys whos
 class Recipe(Section):
     """One training run. Distribution is not part of it: that is the Accelerate config."""
 
-    task: Literal["causal-lm", "text-classification", "regression", "image-classification", "audio-classification"] = Field(
+    task: Literal[
         "causal-lm",
-        description="What the model is trained for: generated text, labels of texts, numbers, or classes of images or of sound",
+        "text-classification",
+        "regression",
+        "image-classification",
+        "object-detection",
+        "image-text-to-text",
+        "audio-classification",
+    ] = Field(
+        "causal-lm",
+        description="What the model is trained for: generated text, labels of texts, numbers, classes of images or of sound, "
+        "boxes, or answers in conversations with images",
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
@@ -389,7 +402,9 @@ class Recipe(Section):
         "which maximizes rewards",
     )
     data: Annotated[Data, from_text("train", Data | str)]
-    image: Images = Field(Images(), description="Size and augmentation of images, for task: image-classification")
+    image: Images = Field(
+        Images(), description="Size and augmentation of images, for tasks of images; processor_kwargs for image-text-to-text"
+    )
     audio: Audio = Field(Audio(), description="Length and augmentation of recordings, for task: audio-classification")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -399,8 +414,27 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _media_are_of_their_task(self) -> Recipe:
-        if self.task != "image-classification" and self.image != Images():
-            raise ValueError("image: it is for task: image-classification; set the task, or remove it")
+        own = Images.model_construct(**{**self.image.__dict__, "processor_kwargs": {}, "precompute": "auto"}) != Images()
+        if self.task == "image-text-to-text" and own:
+            raise ValueError(
+                "image: size and augmentation are for task: image-classification; the images of image-text-to-text have the "
+                "size that its processor gives them: set image.processor_kwargs, such as {max_pixels: 262144}"
+            )
+        if self.task in OF_IMAGES and (self.image.processor_kwargs or self.image.precompute != "auto"):
+            raise ValueError("image: processor_kwargs and precompute are for task: image-text-to-text; remove them")
+        if self.task not in (*OF_IMAGES, "image-text-to-text") and self.image != Images():
+            raise ValueError(f"image: it is for task: {' or '.join(OF_IMAGES)}; set the task, or remove it")
         if self.task != "audio-classification" and self.audio != Audio():
             raise ValueError("audio: it is for task: audio-classification; set the task, or remove it")
+        if self.task != "object-detection" and (self.data.box_format != "auto" or self.data.class_names):
+            key = "class_names" if self.data.class_names else "box_format"
+            raise ValueError(f"data.{key}: it is for task: object-detection; set the task, or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_are_of_their_task(self) -> Recipe:
+        if self.task != "image-text-to-text" and getattr(self.strategy, "freeze", None) is not None:
+            raise ValueError(
+                "strategy: freeze names parts of a vision-language model; set task: image-text-to-text, or remove it"
+            )
         return self

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
     """A part of the recipe: frozen, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+    variants: ClassVar[str] = ""  # the key whose value decides which further keys there are, if there is one
+
+    @classmethod
+    def fields_of(cls, variant: str | None) -> dict[str, FieldInfo]:
+        """The keys of this section, where the key `variants` has this value."""
+        return dict(cls.model_fields)
+
+    @property
+    def option_defaults(self) -> dict[str, Any]:
+        """The defaults of further keys, which `model_dump` has only where they are given."""
+        return {}
 
 
 def from_text(key: str, either: Any) -> BeforeValidator:

@@ -90,7 +90,8 @@ SILENT = ("output_dir", "hub.", "training.resume_from_checkpoint")  # changes th
 
 def compare(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The allowed and the refused changes between two recipes (as `model_dump` returns them), each as `key was x, is y`."""
-    old, new = flat(before), flat(now)
+    old, new, options = flat(before), flat(now), option_defaults(before) | option_defaults(now)
+    old, new = ({**options, **each} if options else each for each in (old, new))
     allowed, refused, unchanged = [], [], defaults(now)
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, ABSENT.get(key)), new.get(key)
@@ -114,6 +115,17 @@ def defaults(recipe: dict[str, Any]) -> set[str]:
     except ValidationError:
         return set()
     return set(_defaults(whole, ""))
+
+
+def option_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of keys that a stored recipe has only where they are given, by their dotted keys."""
+    from hfstrat.recipe.schema import UNIONS, Recipe
+
+    try:
+        whole = Recipe.model_validate(recipe)
+    except ValidationError:
+        return {}
+    return {f"{key}.{name}": value for key in UNIONS for name, value in getattr(whole, key).option_defaults.items()}
 
 
 def _defaults(section: BaseModel, prefix: str) -> Iterator[str]:

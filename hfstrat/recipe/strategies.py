@@ -16,16 +16,19 @@ class StrategySection(Section):
     name: str
     defaults: ClassVar[dict[str, Default]] = {}
     tasks: ClassVar[tuple[str, ...]] = (
-        "causal-lm",
-        "text-classification",
-        "regression",
-        "image-classification",
-        "audio-classification",
+        *("causal-lm", "text-classification", "regression"),
+        *("image-classification", "object-detection", "audio-classification"),
     )
+    refuses: ClassVar[dict[str, str]] = {}  # of tasks: why it does not support them
     augments: ClassVar[bool] = False  # whether training images and recordings are augmented by default
     takes_augmented: ClassVar[bool] = True  # whether they may be
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with
+
+    @property
+    def title(self) -> str:
+        """The strategy in words, with the method where it stands for several."""
+        return self.name
 
     @property
     def needs_weights(self) -> bool:
@@ -77,14 +80,29 @@ class StrategySection(Section):
         return self.defaults
 
 
+ALL_TASKS = (*StrategySection.tasks, "image-text-to-text")
+Parts = list[Literal["vision", "projector", "language"]]
+
+
 class Full(StrategySection):
     """Every parameter is trained, in float32 with a 16-bit forward pass where the hardware supports it."""
 
     name: Literal["full"]
     augments: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
+    freeze: Parts | None = Field(
+        None,
+        description="Parts of a vision-language model that stay frozen: vision, projector, language; default: [vision]. "
+        "[vision, language] trains the projector alone",
+    )
     defaults: ClassVar[dict[str, Default]] = {
         "learning_rate": Default(2e-5, "Llama 2 (arXiv 2307.09288, section 3.1) and Stanford Alpaca fine-tune at 2e-5"),
     }
+
+    @field_validator("freeze")
+    @classmethod
+    def _some_part_is_left(cls, value: Parts | None) -> Parts | None:
+        return _not_all(value)
 
     @property
     def unquantizable(self) -> str:
@@ -92,6 +110,12 @@ class Full(StrategySection):
             "full fine-tuning trains every weight, and a weight in 4 or 8 bits is too coarse for small updates; use lora "
             "(QLoRA), partial or head, or a base model that is not quantized"
         )
+
+
+def _not_all(parts: Parts | None) -> Parts | None:
+    if parts and {"vision", "projector", "language"} <= set(parts):
+        raise ValueError("all parts are frozen, so that nothing is trained; leave one out")
+    return parts
 
 
 LoraInit = Literal[True, "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"]
@@ -107,6 +131,12 @@ class Lora(StrategySection):
 
     name: Literal["lora"]
     augments: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
+    freeze: Parts | None = Field(
+        None,
+        description="Parts of a vision-language model whose layers get no adapter: vision, projector, language; default: "
+        "[vision]",
+    )
     r: int = Field(16, ge=1, description="Rank of the adapters")
     lora_alpha: int | None = Field(
         None, ge=1, description="Scale: the update is multiplied by lora_alpha/r; default 2r (arXiv 2405.09673, section 4)"
@@ -137,6 +167,11 @@ class Lora(StrategySection):
     @property
     def adapters(self) -> dict[str, str]:
         return {} if self.adapter is None else {"strategy.adapter": self.adapter}
+
+    @field_validator("freeze")
+    @classmethod
+    def _some_part_is_left(cls, value: Parts | None) -> Parts | None:
+        return _not_all(value)
 
     @model_validator(mode="after")
     def _initialization_can_be_undone(self) -> Lora:
@@ -174,6 +209,7 @@ class Partial(StrategySection):
     """Some of the model's own weights are trained; the others are frozen and not in the optimizer."""
 
     name: Literal["partial"]
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
     last_n_layers: int = Field(0, ge=0, description="Number of the last transformer blocks to train, with the final norm")
     patterns: list[str] = Field([], description="Shell patterns of further parameter names to train, such as '*.mlp.*'")
     head: bool | Literal["auto"] = Field(
@@ -223,6 +259,12 @@ class Head(StrategySection):
     """
 
     name: Literal["head"]
+    refuses: ClassVar[dict[str, str]] = {
+        "object-detection": "a head is fitted on one vector of features per example, and a detector finds boxes by a decoder; "
+        "set partial, which freezes the backbone and trains the rest",
+        "image-text-to-text": "the part of it that is new is the projector, which has no exact solution; set strategy: {name: "
+        "full, freeze: [vision, language]} to train it alone",
+    }
     takes_augmented: ClassVar[bool] = False
     layer: int | Literal["auto"] = Field(
         "auto", description="The block after which the body ends, from 1; auto: by a probe on training examples"
@@ -347,6 +389,10 @@ class Scratch(StrategySection):
     """
 
     name: Literal["scratch"]
+    refuses: ClassVar[dict[str, str]] = {
+        "image-text-to-text": "a tower and a language model with random weights need more pictures than a fine-tuning has; use "
+        "full with freeze: []"
+    }
     augments: ClassVar[bool] = True
     model_type: str | None = Field(
         None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -21,37 +22,41 @@ IN_SHORT = {  # sections that may be given as one text
     "data": "a file, a folder or a Hub id, or a mapping with train",
 }
 Names = dict[str, str]
-"""The names of the sections that are one of several: {strategy: lora, objective: dpo}."""
+"""The names of the sections that are one of several: {strategy: lora, objective: dpo}; and, by its dotted key, the value that
+decides which keys such a section has."""
 
 
+@cache
 def sections_of(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], list[type[BaseModel]]]:
     """Every section of the recipe by its path; `strategy` and `objective` have several classes."""
     found: dict[tuple[str, ...], list[type[BaseModel]]] = {prefix: [model]}
     for name, field in model.model_fields.items():
-        for cls in UNIONS[name].values() if name in UNIONS else _sections(field.annotation):
-            for path, inner in sections_of(cls, (*prefix, name)).items():
+        for cls in UNIONS[name].values() if name in UNIONS else sections_in(field.annotation):
+            for path, inner in sections_of(cls, (*prefix, name)).items():  # type: ignore[arg-type]
                 found.setdefault(path, []).extend(inner)
     return found
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field may be, or that it is a list of."""
     if get_origin(annotation) is not None:
-        return [section for one in get_args(annotation) for section in _sections(one)]
+        return [section for one in get_args(annotation) for section in sections_in(one)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def _chosen(section: tuple[str, ...], names: Names) -> type[BaseModel] | None:
-    """The class of a section that is one of several, if its name is known."""
-    return UNIONS[section[0]].get(names.get(section[0], "")) if len(section) == 1 and section[0] in UNIONS else None
+def _chosen(section: tuple[str, ...], names: Names) -> dict[str, FieldInfo] | None:
+    """The keys of a section that is one of several, if its name is known."""
+    cls = UNIONS[section[0]].get(names.get(section[0], "")) if len(section) == 1 and section[0] in UNIONS else None
+    return None if cls is None else cls.fields_of(names.get(f"{section[0]}.{cls.variants}"))
 
 
 def field_of(path: tuple[str, ...], names: Names) -> FieldInfo | None:
     """The field at a dotted path, if there is one."""
     chosen = _chosen(path[:-1], names)
-    for cls in [chosen] if chosen is not None else sections_of(Recipe).get(path[:-1], []):
-        if path[-1] in cls.model_fields:
-            return cls.model_fields[path[-1]]
+    several = [cls.model_fields for cls in sections_of(Recipe).get(path[:-1], [])]
+    for fields in [chosen] if chosen is not None else several:
+        if path[-1] in fields:
+            return fields[path[-1]]
     return None
 
 
@@ -73,7 +78,8 @@ def place_and_keys(path: tuple[str, ...], names: Names) -> tuple[str, list[str]]
     """The section of a key in words, and the keys that it may have."""
     parent = tuple(part for part in path[:-1] if not part.isdigit())  # without places in a list
     if (chosen := _chosen(parent, names)) is not None:
-        return f"{parent[0]} {names[parent[0]]}", sorted(chosen.model_fields)
+        variant = names.get(f"{parent[0]}.{UNIONS[parent[0]][names[parent[0]]].variants}", "")
+        return " ".join(filter(None, (*parent, names[parent[0]], variant))), sorted(chosen)
     keys = {name for cls in sections_of(Recipe).get(parent, []) for name in cls.model_fields}
     return f"'{'.'.join(parent)}'" if parent else "a recipe", sorted(keys)
 
@@ -172,7 +178,8 @@ def instead(path: tuple[str, ...], value: Any, kinds: set[str], field: FieldInfo
         return "remove the key to get its default" if field is None or not field.is_required() else ""
     if value == -1 and field is not None and field.default is None:
         return "remove the key to set none"
-    if field is not None and len(path) > 1 and not isinstance(value, list | dict) and (sections := _sections(field.annotation)):
+    sections = sections_in(field.annotation) if field is not None else []
+    if sections and len(path) > 1 and not isinstance(value, list | dict):
         return _in_section(".".join(path), value, sections[0])
     if isinstance(value, str):
         return _for_text(value, kinds, field)
@@ -202,7 +209,7 @@ def _for_text(value: str, kinds: set[str], field: FieldInfo | None) -> str:
         return f"write {SWITCHES[value.lower()]}, without quotes"
     if kinds & {"int_type", "float_type"} and (number := _number(value)):
         return number
-    if "literal_error" in kinds and field is not None and (near := nearest(value, _choices(field.annotation))):
+    if "literal_error" in kinds and field is not None and (near := nearest(value, choices_of(field.annotation))):
         return f"did you mean '{near}'?"
     return f"write a list: [{value}]" if "list_type" in kinds else ""
 
@@ -214,7 +221,7 @@ def nearest(value: str, choices: list[str]) -> str | None:
     return next(iter(longer or get_close_matches(value, choices, n=1, cutoff=0.5)), None)
 
 
-def _choices(annotation: Any) -> list[str]:
+def choices_of(annotation: Any) -> list[str]:
     options = [annotation, *get_args(annotation)]
     return [str(arg) for option in options if get_origin(option) is Literal for arg in get_args(option)]
 
@@ -251,5 +258,5 @@ def in_words(annotation: Any) -> str:
         return f"a list, each {in_words(args[0])}"
     if origin is dict:
         return "a mapping"
-    names = list(annotation.model_fields) if _sections(annotation) else []
+    names = list(annotation.model_fields) if sections_in(annotation) else []
     return f"a mapping of keys ({', '.join(names)})" if 0 < len(names) <= FEW else "a mapping of keys"

@@ -17,6 +17,8 @@ from hfstrat.tasks.report import Result
 from hfstrat.trainer import autobatch, baselines, callbacks, checkpoints, sharded
 from hfstrat.trainer.distributed import is_sharded
 
+MISTAKES, SHOWN_TOKENS = 12, 120
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -77,13 +79,26 @@ def after(job: Job, result: Result, earlier: dict[str, Measurement]) -> Result:
         found[ROWS] = measurement_of(job.task, sums, job.data)
     found |= measure(job) | of_objective(job)
     simple = simple_models.compare(job.simple_models, found[ROWS], job.task) if ROWS in found else []
-    parts = build_report(earlier, found) | {"simple_models": simple}
+    parts = build_report(earlier, found) | {"simple_models": simple, **mistakes(job)}
     for when in ("before", "after"):
         metrics, measured = getattr(result, f"metrics_{when}"), parts.get("measured", {}).get(ROWS, {}).get(when, {})
         if metrics:
             same = {name: measured[name]["value"] for name in metrics if name in measured}
             parts[f"metrics_{when}"] = {**metrics, **same}
     return result.with_parts(**parts)
+
+
+def mistakes(job: Job) -> dict[str, Any]:
+    """The part of the report with the evaluation examples that the result gets most wrong; empty where a task has none."""
+    sums, data, rows = job.trainer.sums, job.data, job.task.rows
+    if sums is None or len(sums[0]) != len(data.eval):
+        return {}
+    tokenizer, found = data.renderer.tokenizer, []
+    for one in job.task.metrics.for_data(data).mistakes(sums, MISTAKES):
+        row = data.eval[one.place]
+        about = {"row": int(row["row"]), "text": rows.as_text(row, tokenizer, SHOWN_TOKENS)}
+        found.append(about | {"expected": one.expected, "predicted": one.predicted, "score": one.score, "place": one.place})
+    return {"mistakes": found} if found else {}
 
 
 def of_objective(job: Job) -> dict[str, Measurement]:
@@ -221,7 +236,8 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
         "trainable_parameters": trainable,
         "total_parameters": total,
         "curve": job.progress.curve,
-        "losses": [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e],
+        "losses": losses_of(history),
+        "speeds": job.progress.speeds,
         "plan": asdict(job.plan) | {"accumulation": job.plan.accumulation, "epochs": job.plan.epochs},
         **job.train_data.facts,
         **job.objective.facts(history),
@@ -235,6 +251,12 @@ def _result(job: Job, last: dict[str, float] | None, seconds: float) -> Result:
     if job.task.metrics.of_tokens:
         baselines.add_bits_per_byte(facts, job.data)
     return Result.model_validate(facts)
+
+
+def losses_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The training losses of a log, with the learning rate and the norm of the gradient where they are logged."""
+    names = ("step", "loss", "learning_rate", "grad_norm")
+    return [{name: entry[name] for name in names if entry.get(name) is not None} for entry in history if "loss" in entry]
 
 
 def _metrics(entry: dict[str, float] | None, names: tuple[str, ...]) -> dict[str, float] | None:

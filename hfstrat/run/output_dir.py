@@ -24,6 +24,7 @@ LOCK = ".hfstrat.lock"  # also marks the folder of a run
 EARLIER = "report.earlier.json"  # the report of the previous session
 OURS = (
     *("checkpoint-*", RESULT, f"{RESULT}.partial", "report.json", "report.partial", EARLIER, "recipe.yaml"),
+    *("report.html", "report.html.partial", "pictures.json"),
     *("evaluation_rows.npz", "measured_before.json", "generations.jsonl"),
 )
 SPARE_BYTES = 64 * 2**20  # tokenizer, logs and the like
@@ -49,6 +50,7 @@ def claim(recipe: Recipe, overwrite: bool) -> IO[str]:
             clear(folder)
         elif (folder / "report.json").is_file():  # the run continues, so this is no longer its end
             (folder / "report.json").replace(folder / EARLIER)
+            (folder / "report.html").unlink(missing_ok=True)
         write_recipe(recipe)
     return lock
 

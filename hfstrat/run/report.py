@@ -28,10 +28,18 @@ def build(loaded: Loaded, result: Result, data: dict[str, Any]) -> Report:
     return Report(run=run, result=result, environment=Environment.model_validate(facts))
 
 
-def write_failure(loaded: Loaded, folder: Path, error: RunError) -> None:
-    """Write a report of how a run ended that did not finish."""
+def write_failure(loaded: Loaded, folder: Path, error: RunError, **parts: Any) -> Report | None:
+    """Write a report of how a run ended that did not finish; `parts` of its training are added where there are some.
+
+    Returns:
+        The report; None where it could not be written.
+    """
+    found = {name: value for name, value in parts.items() if value}
+    report = Report(run=_run(loaded), result=Failure(status=NAMES[error.code], message=str(error), **found))
     with contextlib.suppress(OSError):  # the disk may be what failed
-        write(Report(run=_run(loaded), result=Failure(status=NAMES[error.code], message=str(error))), folder)
+        write(report, folder)
+        return report
+    return None
 
 
 def _run(loaded: Loaded, data: DataStatistics | None = None) -> Run:

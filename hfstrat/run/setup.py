@@ -334,7 +334,7 @@ def plan_lines(recipe: Recipe, plan: Plan, trained: Any, dtype: torch.dtype, arg
     epochs = plan.times if plan.steps < ENDLESS else ""
     recomputed = ", activation checkpointing" if plan.checkpointing else ""
     described = (
-        f"{'strategy':<9} {recipe.strategy.name}: {trainable:,} of {total:,} parameters are trainable "
+        f"{'strategy':<9} {recipe.strategy.title}: {trainable:,} of {total:,} parameters are trainable "
         f"({trainable / total:.2%}), forward in {str(dtype).removeprefix('torch.')}{recomputed}"
     )
     if getattr(trained, "is_solved", False):

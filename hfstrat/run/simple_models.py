@@ -36,7 +36,7 @@ def measure(recipe: Recipe, strategy: Strategy[Any], base: Base, rows: TrainData
     All processes of a run have to call it.
     """
     task = TASKS[recipe.task]
-    if task.text.generates or not recipe.evaluation.baselines:
+    if task.text.generates or not task.metrics.has_baselines or not recipe.evaluation.baselines:
         return []
     found = [_constant(task, rows, data), *([_tf_idf(task, rows, data)] if task.model.reads_tokens else [])]
     if strategy.has_pretrained_body and not is_sharded():
@@ -142,12 +142,13 @@ def summary(found: list[SimpleModelPart]) -> list[str]:
         lines.append(
             f"{'warning':<16} the result is worse than the baseline {one.name} ({name} {value}); difference "
             f"{format.difference(one.metric, one.difference.value)}, 95% interval {format.difference(one.metric, low)} to "
-            f"{format.difference(one.metric, high)}: {_advice(one.name)}"
+            f"{format.difference(one.metric, high)}: {advice_on(one.name)}"
         )
     return lines
 
 
-def _advice(name: str) -> str:
+def advice_on(name: str) -> str:
+    """What to do where a baseline is better than the result."""
     if name == FROZEN:
         return "use strategy head, or train longer or with another training.learning_rate"
     return "train longer, with another training.learning_rate, or on more examples; `hfstrat check` shows what is trained on"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hfstrat import errors
 from hfstrat.models import fingerprint
 from hfstrat.recipe.load import Loaded, load_recipe, located
-from hfstrat.run import output_dir, preflight, report
+from hfstrat.run import output_dir, page, prediction, preflight, report
 from hfstrat.tasks.report import Report, Result, write
 from hfstrat.tasks.report_parts import Answer, Comparison
 from hfstrat.trainer import checkpoints, heartbeat, signals
@@ -76,10 +76,23 @@ def complete(job: Job, is_main: bool, started: float) -> Report | None:
         if is_main:
             if named.code == errors.DISK_FULL:
                 output_dir.discard(job.folder)
-            report.write_failure(job.loaded, job.folder, final)
+            told = report.write_failure(job.loaded, job.folder, final, **trained_so_far(job))
+            if told is not None and final.code != errors.DISK_FULL:
+                page.write_safely(told, job.folder, job.screen.print)
         if final is not named:
             raise final from error
         raise
+
+
+def trained_so_far(job: Job) -> dict[str, Any]:
+    """Steps and curves of a run that did not finish."""
+    from hfstrat.run.measure import losses_of
+
+    try:
+        state = job.trainer.state
+        return {"steps": state.global_step, "curve": job.progress.curve, "losses": losses_of(state.log_history)}
+    except Exception:  # the trainer is released once the result is saved; and nothing may hide the error that ended the run
+        return {}
 
 
 def with_weights(job: Job, error: errors.RunError) -> errors.RunError:
@@ -119,6 +132,9 @@ def fit(job: Job, before: list[str]) -> float:
     from hfstrat.tasks.verify import untrained_logits
 
     job.trainer.marker_state["answers"] = before
+    if job.checkpoint:
+        job.progress.speeds += checkpoints.state_of(job.checkpoint).get("speeds", [])
+    job.trainer.marker_state["speeds"] = job.progress.speeds
     if job.untrained is None:  # it is sharded, and runs only now
         job.untrained = untrained_logits(job.trainer.model, job.probe, job.compute_dtype)
     if job.checkpoint:
@@ -157,6 +173,7 @@ def save(job: Job) -> Path:
 def publish(job: Job, result: Result, probe: Any, partial: Path, before: list[str], after: list[str], started: float) -> Report:
     """Verify the saved result in a new process, move it to its final folder, and write the report."""
     from hfstrat.models.load import source_of
+    from hfstrat.run import examples
     from hfstrat.tasks import verify
 
     source, options = source_of(job.recipe.model)
@@ -175,9 +192,11 @@ def publish(job: Job, result: Result, probe: Any, partial: Path, before: list[st
         artifact=str(final),
         artifact_bytes=fingerprint.folder_bytes(final),
         total_seconds=time.monotonic() - started,
+        predicted=prediction.of_environment(job.recipe),
     )
-    finished = report.build(job.loaded, result, job.data.report())
+    finished = report.build(job.loaded, result, examples.statistics(job))
     write(finished, job.folder)
+    examples.keep_pictures(examples.pictures(job, result), job.folder)
     return finished
 
 
@@ -200,7 +219,10 @@ def present(job: Job, finished: Report) -> None:
 
     final = job.folder / output_dir.RESULT
     progress.show_answers(job.screen, [answer.model_dump() for answer in finished.finished.answers])
-    for line in (*report.summary(finished), f"result           {final}", f"report           {job.folder / 'report.json'}"):
+    file = page.write_safely(finished, job.folder, lambda line: job.screen.print(line, markup=False))
+    shown = f", {file.name}" if file else ""
+    told = f"report           {job.folder / 'report.json'}{shown}"
+    for line in (*report.summary(finished), f"result           {final}", told):
         job.screen.print(line)
     try:
         (final / "README.md").write_text(card.make(finished, final, job.recipe.hub.repo_id or ""), encoding="utf-8")

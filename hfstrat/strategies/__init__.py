@@ -16,6 +16,7 @@ from hfstrat.strategies.full import Full
 from hfstrat.strategies.head import strategy as head
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
+from hfstrat.strategies.peft import Peft
 from hfstrat.strategies.scratch import Scratch
 
 STRATEGIES: dict[str, Callable[[Any], Strategy[Any]]] = {
@@ -24,6 +25,7 @@ STRATEGIES: dict[str, Callable[[Any], Strategy[Any]]] = {
     "head": head.build,
     "lora": Lora,
     "partial": Partial,
+    "peft": Peft,
     "scratch": Scratch,
 }
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Model, Recipe
     from hfstrat.tasks.report import Result
@@ -143,7 +144,11 @@ class Strategy(ABC, Generic[S]):
 
     def prepare(self, model: nn.Module, data: TrainData) -> Prepared:
         """What is computed once before training, and what the Trainer needs. The sizes of batches are known by now."""
-        return Prepared(data)
+        if not getattr(data.collate, "reads_images", False):
+            return Prepared(data)
+        from hfstrat.strategies.frozen.vision import cache_features
+
+        return Prepared(cache_features(data, model))
 
     def finish(self, model: nn.Module, base: Base) -> None:
         """Bring the trained weights into the precision they are published in, before the last evaluation."""
@@ -188,3 +193,13 @@ class Strategy(ABC, Generic[S]):
             For the report; its `lines` are shown with the summary.
         """
         return {}
+
+    # the page of a run
+
+    def sections(self, result: Result) -> list[Section]:
+        """What the page of a run shows of this strategy beside what it shows of all."""
+        return []
+
+    def advice(self, result: Result) -> list[tuple[str, str]]:
+        """What to try next as this strategy sees it: sentences, each with a command or a setting, or "" without one."""
+        return []

@@ -43,6 +43,8 @@ def inner_keys(key: str) -> Iterator[None]:
 def check_task(recipe: Recipe) -> None:
     """Refuse a strategy that does not support the task, and settings that the task does not have. Raises UserError."""
     strategy = recipe.strategy
+    if why := strategy.refuses.get(recipe.task):
+        raise UserError(f"strategy.name: {strategy.name} is not for task: {recipe.task}: {why}")
     if recipe.task not in strategy.tasks:
         can = [name for name, cls in STRATEGIES.items() if recipe.task in cls.tasks]
         raise UserError(f"strategy.name: {strategy.name} is not for task: {recipe.task}; expected one of {', '.join(can)}")

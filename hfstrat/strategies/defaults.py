@@ -37,6 +37,11 @@ def parse_names(text: str) -> list[str]:
     """The strategies in `--strategies head,lora`. Raises UserError for an unknown name, a duplicate, or none at all."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
+        if name in STRATEGIES and name not in ORDER:
+            raise UserError(
+                f"--strategies: {name}: nothing is proposed for it, since it stands for many methods without measured runs; "
+                f"write a recipe and measure it: hfstrat compare a.yaml b.yaml. Expected some of {', '.join(ORDER)}"
+            )
         if name not in STRATEGIES:
             raise UserError(f"--strategies: {name}: no such strategy; expected some of {', '.join(ORDER)}")
     if not names or len(set(names)) < len(names):

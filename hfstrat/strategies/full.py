@@ -23,6 +23,7 @@ class AllWeights(Strategy[S]):
 
     def build_model(self, base: Base) -> nn.Module:
         base.model.requires_grad_(True)
+        base.task.model.freeze(base, getattr(self.section, "freeze", None))
         return base.model
 
     def finish(self, model: nn.Module, base: Base) -> None:

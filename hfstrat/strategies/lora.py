@@ -17,7 +17,7 @@ from hfstrat.models.experts import not_adaptable
 from hfstrat.models.parameter_names import CLASS_HEAD, check_modules, is_linear
 from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
-from hfstrat.strategies.base import Strategy
+from hfstrat.strategies.adapters import Adapter, all_linear
 from hfstrat.strategies.description import Description, Footprint, count
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, is_sharded
 
@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from hfstrat.trainer.trainer import StrategyTrainer
 
 
-class Lora(Strategy[section.Lora]):
-    """Adapters are trained, the base model is frozen (in 16 bits where the hardware supports it)."""
-
-    has_pretrained_body = True
+class Lora(Adapter[section.Lora]):
+    """LoRA, DoRA and their initializations."""
 
     def __init__(self, section: section.Lora) -> None:
         super().__init__(section)
@@ -70,7 +68,7 @@ class Lora(Strategy[section.Lora]):
         """The PEFT configuration of a new adapter."""
         from peft import LoraConfig, TaskType
 
-        target_modules, exclude_modules, target_parameters = self._targets(base)
+        target_modules, exclude_modules, target_parameters = self._targets_of_parts(base)
         return LoraConfig(
             task_type=TaskType[base.task.model.peft_type] if base.task.model.peft_type else None,
             r=self.section.r,
@@ -91,12 +89,24 @@ class Lora(Strategy[section.Lora]):
         """`target_modules`, `exclude_modules` and further `target_parameters` of the PEFT configuration."""
         if self.section.target_modules != "all-linear":
             return self.section.target_modules, None, []
-        from hfstrat.models.linear_layers import all_linear
-
-        found = all_linear(base.model)
-        if found.left_out:
-            base.say(f"all-linear leaves out {found.left_out}")
+        found = all_linear(base)
         return found.target_modules, found.exclude_modules, [] if base.quantized else found.target_parameters
+
+    def _targets_of_parts(self, base: Base) -> tuple[str | list[str], list[str] | None, list[str]]:
+        """`_targets` without the layers of frozen parts, each by its full name. Raises UserError where none is left."""
+        targets, excluded, parameters = self._targets(base)
+        is_frozen = base.task.model.frozen_modules(base, self.section.freeze)
+        from hfstrat.models.linear_layers import linear_names
+
+        names = linear_names(base.model) if targets == "all-linear" else [n for n, _ in base.model.named_modules() if n]
+        if targets != "all-linear":
+            names = [name for name in names if any(name == one or name.endswith(f".{one}") for one in targets)]
+        kept = [name for name in names if not is_frozen(name)]
+        if len(kept) == len(names):
+            return targets, excluded, parameters
+        if not kept:
+            raise UserError("strategy.freeze: all layers that strategy.target_modules names are in frozen parts; freeze fewer")
+        return kept, excluded, parameters
 
     def _new_token_indices(self, base: Base) -> Any:
         """The added tokens whose embeddings are trained, also those of the LM head if it is not tied."""
@@ -196,15 +206,6 @@ class Lora(Strategy[section.Lora]):
                     "and a merged adapter would change both; remove it, or train the matrix: strategy partial, embeddings: true"
                 )
 
-    def finish(self, model: nn.Module, base: Base) -> None:
-        """Cast the modules to save to the precision of the base model, since PEFT loads them without a cast."""
-        if base.pooling is not None:  # they become part of a complete model in float32
-            return
-        for module in model.modules():
-            if type(module).__name__ == "ModulesToSaveWrapper":
-                for parameter in module.parameters():
-                    parameter.data = parameter.data.to(base.compute_dtype)
-
     def _check_names(self, modules: list[str]) -> None:
         """Refuse names that match no module, which PEFT ignores if others match. Raises UserError."""
         targets = [] if self.section.target_modules == "all-linear" else self.section.target_modules
@@ -220,16 +221,14 @@ class Lora(Strategy[section.Lora]):
         model.save_pretrained(str(self.initial_adapter))
         config.init_lora_weights = given
 
-    def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
+    def write(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         if self.initial_adapter is None:
-            super().save(trainer, folder, base)
+            super().write(trainer, folder, base)
         elif trainer.args.should_save:
             # the initialization moved part of the base weights into the adapter: what is published is the
             # difference to the original base, an ordinary adapter of twice the rank
             trainer.model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(self.initial_adapter))
             trainer.processing_class.save_pretrained(str(folder))
-        if trainer.args.should_save and base.pooling is None:
-            base.task.model.write_config(base, folder)
 
     def set_family(self, family: str, generates: bool) -> None:
         self.family, self.generates = family, generates

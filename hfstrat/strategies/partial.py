@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,17 @@ from hfstrat.recipe import strategies as section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Prepared, Strategy
 from hfstrat.strategies.description import Description, Footprint, count
+from hfstrat.strategies.frozen import page
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.models.load import Base
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.schema import Recipe
     from hfstrat.tasks.base import Task
+    from hfstrat.tasks.report import Result
     from hfstrat.trainer.train_data import TrainData
 
 
@@ -61,13 +64,24 @@ class Partial(Strategy[section.Partial]):
             still=not self.section.frozen_dropout,
         )
 
-    def chosen(self, names: Iterable[str], tied: bool) -> set[str]:
+    def chosen(
+        self,
+        names: Iterable[str],
+        tied: bool,
+        beside: Collection[str] = (),
+        scope: Callable[[str], bool] | None = None,
+    ) -> set[str]:
         """The names of the trainable parameters.
+
+        Args:
+            beside: those that are trained anyway, and no blocks to count.
+            scope: whether a parameter is of the stack that `last_n_layers`, `head` and `embeddings` are about; by default all.
 
         Raises UserError: more layers than the model has, a pattern that matches nothing, or nothing to train.
         """
         names = list(names)
-        chosen = self._last_layers(names)
+        own = names if scope is None else [name for name in names if scope(name)]
+        chosen = self._last_layers([name for name in own if name not in beside]) | set(beside)
         for pattern in self.section.patterns:
             matched = {name for name in names if fnmatchcase(name, pattern)}
             if not matched:
@@ -77,9 +91,9 @@ class Partial(Strategy[section.Partial]):
                 )
             chosen |= matched
         if self.section.head is True or (self.section.head == "auto" and not tied):
-            chosen |= {name for name in names if (EMBEDDING if tied else HEAD).search(name) or CLASS_HEAD.search(name)}
+            chosen |= {name for name in own if (EMBEDDING if tied else HEAD).search(name) or CLASS_HEAD.search(name)}
         if self.section.embeddings:
-            chosen |= {name for name in names if EMBEDDING.search(name)}
+            chosen |= {name for name in own if EMBEDDING.search(name)}
         if not chosen:
             raise UserError(
                 "strategy: no parameter would be trained: the LM head is tied to the embeddings, so `head: auto` freezes it; "
@@ -98,9 +112,15 @@ class Partial(Strategy[section.Partial]):
 
     def build_model(self, base: Base) -> nn.Module:
         model, tied = base.model, base.is_tied
-        chosen = self.chosen((name for name, _ in model.named_parameters()), tied)
+        names = [name for name, _ in model.named_parameters()]
         head = tuple(f"{module}." for module in base.head_modules)  # it is new, so it is trained
-        chosen |= {name for name, _ in model.named_parameters() if name.startswith(head)}
+        beside = {name for name in names if name.startswith(head)}
+        if base.backbone:
+            beside |= {name for name in names if not name.startswith(f"{base.backbone}.")}
+            base.say(
+                f"partial trains all but the backbone ({base.backbone}), of which the last {self.section.last_n_layers} blocks"
+            )
+        chosen = self.chosen(names, tied, beside, base.task.model.has_language(base))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
         shared = [name for name in chosen if tied and EMBEDDING.search(name)]
@@ -144,3 +164,6 @@ class Partial(Strategy[section.Partial]):
         from hfstrat.models.load import cast_weights
 
         cast_weights(model, base.compute_dtype)  # the frozen weights are in this precision already
+
+    def sections(self, result: Result) -> list[Section]:
+        return page.sections(result)

@@ -12,11 +12,17 @@ from hfstrat.tasks.audio_classification import AudioClassification
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.image_classification import ImageClassification
+from hfstrat.tasks.image_text_to_text import ImageTextToText
+from hfstrat.tasks.object_detection import ObjectDetection
 from hfstrat.tasks.regression import Regression
 from hfstrat.tasks.text_classification import TextClassification
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (CausalLM(), TextClassification(), Regression(), ImageClassification(), AudioClassification())
+    task.name: task
+    for task in (
+        *(CausalLM(), TextClassification(), Regression()),
+        *(ImageClassification(), ObjectDetection(), ImageTextToText(), AudioClassification()),
+    )
 }
 
 __all__ = [
@@ -24,6 +30,8 @@ __all__ = [
     "AudioClassification",
     "CausalLM",
     "ImageClassification",
+    "ImageTextToText",
+    "ObjectDetection",
     "Regression",
     "Task",
     "TextClassification",
@@ -62,7 +70,7 @@ def task_of_rows(
     data = data or Data.model_validate({"train": source})
     wanted, columns = (data.of(data.train[0], name) for name in ("format", "columns"))
     problems = []
-    for task in sorted(TASKS.values(), key=lambda task: task.text.generates):
+    for task in sorted(TASKS.values(), key=lambda task: (task.text.generates, not task.model.sees_images)):
         try:
             reading = task.rows.read_format(rows, source, data, wanted, columns, class_names)
         except UserError as error:

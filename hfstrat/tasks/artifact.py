@@ -203,6 +203,7 @@ def _load_adapter(folder: str, dtype: Any, options: dict[str, Any], form: str) -
     from peft import PeftConfig, PeftModel
 
     from hfstrat.models.load import cast_weights
+    from hfstrat.models.virtual_tokens import align
 
     auto, adapter, keep = _auto_class(options), PeftConfig.from_pretrained(folder), _kept(options)
     source, special = adapter.base_model_name_or_path, _task(options).model.load_options(folder)
@@ -229,7 +230,7 @@ def _load_adapter(folder: str, dtype: Any, options: dict[str, Any], form: str) -
             base.resize_token_embeddings(tokens)
     with warnings.catch_warnings():  # a head that the base lacks is random: the adapter has to hold all of it
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        return PeftModel.from_pretrained(base, folder)
+        return align(PeftModel.from_pretrained(base, folder))
 
 
 def _quantization(

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.models.pooling import Pooling
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.data import Data, Source
     from hfstrat.recipe.schema import Model as ModelSection
     from hfstrat.recipe.schema import Recipe
+    from hfstrat.tasks.report import Result
 
 Values = dict[str, float]
 """Metrics by name."""
@@ -40,6 +42,29 @@ class Quality(NamedTuple):
     higher_is_better: bool
     above: str
     below: str
+
+
+class Wrong(NamedTuple):
+    """An evaluation example whose prediction is wrong."""
+
+    place: int  # among the evaluation examples
+    expected: str
+    predicted: str
+    score: float | None = None  # the probability of what is expected, or the absolute error of a number
+
+
+class Pictures(NamedTuple):
+    """JPEG pictures of a run as data URIs, where text does not show its examples; "" for a missing one."""
+
+    sheet: str = ""  # the first training examples as the model is given them
+    answers: tuple[str, ...] = ()  # of the prompts of `Result.answers`
+    mistakes: tuple[str, ...] = ()  # of `Result.mistakes`
+
+    def of_answer(self, place: int) -> str:
+        return self.answers[place] if place < len(self.answers) else ""
+
+    def of_mistake(self, place: int) -> str:
+        return self.mistakes[place] if place < len(self.mistakes) else ""
 
 
 class Rows(ABC):
@@ -103,7 +128,7 @@ class Rows(ABC):
         return False
 
     def digest(self, source: Source, data: Data, key: str) -> str:
-        """A hash of a local source, where this task reads others than all tasks do; "" where it does not."""
+        """A hash of what the rows of a local source are read from, where this task reads others than all tasks do; else ""."""
         return ""
 
     def files(self, targets: Iterable[str]) -> list[Any]:
@@ -122,6 +147,14 @@ class Rows(ABC):
     def draw(self, data: PreparedData, file: Path) -> str:
         """Draw the first training examples into a picture, where text does not show them; returns a line about it, or ""."""
         return ""
+
+    def sheet(self, data: PreparedData) -> bytes:
+        """The same picture as a JPEG, for a page; b"" where text shows examples."""
+        return b""
+
+    def picture(self, example: Any) -> bytes:
+        """A small JPEG of a prepared example or of a prompt; b"" where text shows it."""
+        return b""
 
     @property
     @abstractmethod
@@ -197,6 +230,20 @@ class Rows(ABC):
         """Tokens of a forward pass for each training and each evaluation example."""
         return data.lengths, data.eval_lengths
 
+    def renderer(self, tokenizer: Any, template: str, options: Mapping[str, Any] | None = None) -> Any:
+        """What turns prompts into token ids.
+
+        Args:
+            template, options: as for `data.render.Renderer`.
+        """
+        from hfstrat.data.render import Renderer
+
+        return Renderer(tokenizer, template, options=options)
+
+    def shown(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+        """An example as it is shown to people, where single tokens of it mean nothing to them."""
+        return row
+
     def note(self, row: dict[str, Any]) -> str:
         """What to show below the tokens of an example; empty for nothing."""
         return ""
@@ -222,6 +269,7 @@ class Model(ABC):
 
     peft_type: str | None  # of PEFT's TaskType; None where PEFT has none for it
     reads_tokens: bool = True  # whether inputs are token ids of a vocabulary
+    sees_images: bool = False  # whether inputs have pixels, of which costs are not predicted
     auto_class: str  # of transformers
     architecture: str | tuple[str, ...]  # the ends of the names of this task's model classes
     random_family: str = "llama"  # of a model with random weights, unless the recipe names one
@@ -291,6 +339,22 @@ class Model(ABC):
         """
         return lambda model: None
 
+    def freeze(self, base: Base, roles: list[str] | None) -> None:
+        """Freeze parts of a model of which all parameters are trained, in place.
+
+        Args:
+            roles: vision, projector or language; None: those that this task freezes by default.
+        """
+        return
+
+    def frozen_modules(self, base: Base, roles: list[str] | None) -> Callable[[str], bool]:
+        """Whether a module, by its name, gets no adapter, since its part is frozen (see `freeze`)."""
+        return lambda name: False
+
+    def has_language(self, base: Base) -> Callable[[str], bool]:
+        """Whether a parameter, by its name, is of the stack of blocks that is trained from its end."""
+        return lambda name: True
+
     def split_missing(self, model: Any, missing: list[str]) -> tuple[list[str], list[str]]:
         """The modules that are a trainable head, by name, and those of `missing` that the checkpoint has to have."""
         return [], missing
@@ -342,6 +406,7 @@ class Metrics(ABC):
     names: ClassVar[tuple[str, ...]]  # of the metrics in the report
     of_distributions: ClassVar[bool] = True  # whether outputs are logits
     can_overfit: ClassVar[bool] = True  # whether training and evaluation have the same loss
+    has_baselines: ClassVar[bool] = True  # whether a task with a head has a constant prediction and a linear head to beat
     of_tokens: ClassVar[bool] = False  # whether the loss is per token of the examples
     shares: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of correct examples
 
@@ -384,6 +449,10 @@ class Metrics(ABC):
     @abstractmethod
     def measure(self, sums: tuple[np.ndarray, ...]) -> tuple[Values, dict[str, Any]]:
         """Metrics over all examples (with `loss`), and details for the report."""
+
+    def mistakes(self, sums: tuple[np.ndarray, ...], most: int) -> list[Wrong]:
+        """The evaluation examples that are most wrong, the worst first; none where predictions are not right or wrong."""
+        return []
 
     @abstractmethod
     def score(self, sums: tuple[np.ndarray, ...], extra: dict[str, np.ndarray]) -> Score:
@@ -429,6 +498,14 @@ class Text(ABC):
 
     def details(self, details: dict[str, Any]) -> list[str]:
         """The details of an evaluation in a few lines."""
+        return []
+
+    def sections(self, result: Result, pictures: Pictures) -> list[Section]:
+        """What the page of a run shows of this task beside what it shows of all."""
+        return []
+
+    def advice(self, result: Result) -> list[tuple[str, str]]:
+        """What to try next as this task sees it: sentences, each with a command or a setting, or "" without one."""
         return []
 
     def target(self, value: Any, names: tuple[str, ...]) -> str:

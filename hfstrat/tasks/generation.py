@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from hfstrat.data.render import Renderer
+    from hfstrat.tasks.base import Rows
     from hfstrat.tasks.report import Report
 
 
@@ -64,6 +65,8 @@ def _generated(model: Any, prompts: list[list[int]], pad: int, **options: Any) -
     device, width = next(model.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
+    if (further := getattr(type(prompts[0]), "inputs", None)) is not None:  # prompts with images
+        options |= {name: _as_weights(value, model) for name, value in further(prompts, width).items()}
     if hasattr(model.config.get_text_config(), "output_router_logits"):
         options["output_router_logits"] = False  # only training needs them; their loss fails on one token after a cache
     with torch.no_grad():
@@ -71,6 +74,17 @@ def _generated(model: Any, prompts: list[list[int]], pad: int, **options: Any) -
             input_ids=ids, attention_mask=mask, use_cache=True, synced_gpus=False, return_dict_in_generate=True, **options
         )
     return out.sequences[:, width:], out.logits
+
+
+def _as_weights(value: Any, model: Any) -> Any:
+    """A tensor on the model's device, pixels in the precision of its weights unless kernels choose it."""
+    import torch
+
+    weights = next(p for p in model.parameters() if p.is_floating_point())
+    if not isinstance(value, torch.Tensor):
+        return value
+    casts = value.is_floating_point() and not torch.is_autocast_enabled(weights.device.type)
+    return value.to(weights.device, weights.dtype if casts else None)
 
 
 def _can_batch(model: Any, prompts: list[list[int]], pad: int) -> bool:
@@ -88,8 +102,10 @@ def _can_batch(model: Any, prompts: list[list[int]], pad: int) -> bool:
 
 def room(model: Any, length: int, wanted: int) -> int:
     """How many tokens fit after `length`, at most `wanted`: there are no positions beyond the context; GPT-2 crashes there."""
+    from hfstrat.models import virtual_tokens
+
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(wanted, context - length) if isinstance(context, int) else wanted
+    return min(wanted, context - length - virtual_tokens.count(model)) if isinstance(context, int) else wanted
 
 
 AHEAD = 8  # batches that are sorted by length together: answers come in order, and memory does not grow with the file
@@ -117,15 +133,19 @@ class How:
         return {**prompt, "messages": messages} if isinstance(prompt, dict) else messages
 
 
-def renderer_of(tokenizer: Any, report: Report | None, plain: bool) -> Renderer:
-    """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own."""
-    from hfstrat.data.render import TEMPLATES, Renderer
+def renderer_of(rows: Rows, tokenizer: Any, report: Report | None, plain: bool) -> Any:
+    """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own.
+
+    Args:
+        rows: of the model's task.
+    """
+    from hfstrat.data.render import TEMPLATES
 
     template = report.run.recipe.data.template if report else "auto"
     if template not in TEMPLATES:  # a file's template is the tokenizer's own now
         template = "chat"
     options = report.run.recipe.data.chat_template_kwargs if report and not plain else None
-    renderer = Renderer(tokenizer, "plain" if plain else template, options=options)
+    renderer = rows.renderer(tokenizer, "plain" if plain else template, options)
     data = report.run.data if report else None
     renderer.continues_text = plain or (data is not None and data.train.format == "text")
     return renderer

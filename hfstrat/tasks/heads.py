@@ -234,6 +234,7 @@ class HeadText(Text):
 
     pipeline = "text-classification"
     unit = "text"
+    finds_boxes: bool = False  # whether predictions are boxes in an image, which `draw` draws
 
     def predict(self, model: Any, data: PreparedData, prompt: Any, max_new_tokens: int, dtype: torch.dtype) -> str:
         return self.line(self.outputs(model, data.renderer, prompt, dtype))
@@ -241,6 +242,10 @@ class HeadText(Text):
     @abstractmethod
     def outputs(self, model: Any, texts: Texts, prompt: Any, dtype: torch.dtype) -> list[tuple[str, float]]:
         """The predictions for one text or pair: names with numbers."""
+
+    def draw(self, image: Any, outputs: Any, file: Path) -> None:
+        """Draw the predictions of `outputs` into an image file."""
+        raise NotImplementedError
 
     @abstractmethod
     def line(self, outputs: list[tuple[str, float]]) -> str:

@@ -174,6 +174,26 @@ def fitted(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: t.to(weight.dtype) if t.is_floating_point() else t for name, t in inputs.items()}
 
 
+def outputs_of(model: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
+    """The outputs of a model in evaluation mode, by autocast unless `dtype` is float32; the model's mode is kept."""
+    import torch
+
+    weights, was_training = next(model.parameters()), model.training
+    wanted = weights.dtype if dtype == torch.float32 else torch.float32
+    moved = {name: t.to(weights.device, wanted if t.is_floating_point() else None) for name, t in inputs.items()}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(weights.device.type, dtype, enabled=dtype != torch.float32):
+            return model(**moved)
+    finally:
+        model.train(was_training)
+
+
+def ref_of(prompt: Any, kind: Kind) -> MediaRef:
+    """A file as it is found, from itself or its path."""
+    return kind.ref(str(Path(prompt).expanduser())) if isinstance(prompt, str) else prompt
+
+
 class MediaText(LabelText):
     """Predictions are class names with probabilities."""
 
@@ -190,29 +210,18 @@ class MediaText(LabelText):
             texts: the processor.
             prompt: a `MediaRef`, or the path of a file.
         """
-        import torch
 
         from hfstrat.data.media_files import Unreadable
 
-        ref, was_training = self.ref_of(prompt), model.training
+        ref = self.ref_of(prompt)
         try:
             given = self.inputs(texts, ref)
         except Unreadable as error:
             raise UserError(f"{ref.name}: {error}") from None
-        weights = next(model.parameters())
-        wanted = weights.dtype if dtype == torch.float32 else torch.float32
-        moved = {name: t.to(weights.device, wanted if t.is_floating_point() else None) for name, t in given.items()}
-        model.eval()
-        try:
-            with torch.no_grad(), torch.autocast(weights.device.type, dtype, enabled=dtype != torch.float32):
-                logits = model(**moved).logits[0].float()
-        finally:
-            model.train(was_training)
-        return chosen_labels(model.config, logits)
+        return chosen_labels(model.config, outputs_of(model, given, dtype).logits[0].float())
 
     def ref_of(self, prompt: Any) -> MediaRef:
-        """A file as it is found, from itself or its path."""
-        return self.kind.ref(str(Path(prompt).expanduser())) if isinstance(prompt, str) else prompt
+        return ref_of(prompt, self.kind)
 
     def prompt(self, prompt: Any) -> str:
         return self.ref_of(prompt).name

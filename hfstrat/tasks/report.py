@@ -29,15 +29,19 @@ from hfstrat.tasks.report_parts import (
     HubCommit,
     LoggedLoss,
     Measured,
+    Mistake,
     Overfitting,
     Part,
     Plan,
     Point,
     Precomputed,
+    Predicted,
     Quantized,
     Reference,
     SimpleModel,
+    Speed,
     Verified,
+    VisionFeatures,
     optional,
 )
 
@@ -60,9 +64,9 @@ class Run(Part):
 
     @property
     def strategy(self) -> str:
-        """The strategy in words: 'lora', 'distill/full'."""
+        """The strategy in words: 'lora', 'distill/full', 'peft IA3'."""
         student = getattr(self.recipe.strategy, "student", None)
-        return self.recipe.strategy.name + (f"/{student.name}" if student else "")
+        return self.recipe.strategy.title + (f"/{student.name}" if student else "")
 
 
 class Result(Part):
@@ -72,6 +76,8 @@ class Result(Part):
     metrics_before: dict[str, float] | None = Field(None, description="Evaluation metrics before training")
     metrics_after: dict[str, float] = Field(description="Evaluation metrics of the result")
     evaluation: Details | None = optional("The metrics of the result in detail")
+    mistakes: list[Mistake] | None = optional("Of a task with a head: the evaluation examples that are most wrong")
+    predicted: Predicted | None = optional("Of a run that was started by `hfstrat train`")
     steps: int
     session_steps: int | None = Field(None, description="Steps since the last resume")
     best_step: int | None = Field(None, description="The step of the best evaluation, whose weights are the result")
@@ -87,6 +93,7 @@ class Result(Part):
     total_parameters: int
     curve: list[Point] = Field([], description="The evaluations during training")
     losses: list[LoggedLoss] = []
+    speeds: list[Speed] = []
     plan: Plan = Plan()
     baselines: Baselines | None = Field(None, description="Of a language model from random weights")
     simple_models: list[SimpleModel] = Field([], description="Baselines of a task with a head")
@@ -100,6 +107,7 @@ class Result(Part):
     artifact_bytes: int | None = None
     quantization: Quantized | None = optional("Of a quantized base model")
     precomputed: Precomputed | None = optional("Where hidden states of frozen layers were computed once")
+    vision_features: VisionFeatures | None = optional("Where the features of a frozen vision tower were computed once")
     not_precomputed: str | None = optional("Why hidden states of frozen layers were not computed once")
     head: ClassifierHead | None = optional("Of the strategy head")
     distillation: Distillation | None = optional("Of the strategy distill")
@@ -118,6 +126,9 @@ class Failure(Part):
 
     status: str = Field(description="The name of the exit code")
     message: str = ""
+    steps: int | None = optional("Where training had begun")
+    curve: list[Point] | None = optional("The evaluations during training")
+    losses: list[LoggedLoss] | None = optional("The training losses that were logged")
 
 
 def _end(value: Any) -> str:

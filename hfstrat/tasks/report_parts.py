@@ -55,6 +55,35 @@ class Labels(Part):
     )
 
 
+class Lengths(Part):
+    """How many tokens examples have."""
+
+    least: int
+    median: float
+    p95: float = Field(description="95 % of the examples have at most as many")
+    most: int
+    counts: list[int] = Field([], description="Examples in intervals of equal width, from `least` to `most`")
+
+
+class Span(Part):
+    """A part of an example as the model sees it."""
+
+    text: str
+    supervised: bool = Field(False, description="Whether it contributes to the loss")
+    omitted: bool = Field(False, description="Whether `text` says in words what is left out here")
+
+
+class Shown(Part):
+    """A training example as the model sees it; of preferences one of its answers."""
+
+    title: str
+    tokens: int | None = optional("None of an image")
+    supervised: int | None = optional("Tokens that contribute to the loss; None where the example has a target instead")
+    text: list[Span] = []
+    target: str = Field("", description="What it is trained to predict, where that is no text")
+    note: str = ""
+
+
 class DataStatistics(Part):
     """Statistics of the data of a run."""
 
@@ -62,6 +91,8 @@ class DataStatistics(Part):
     eval: Statistics | None = optional("None where examples are held out from the training data")
     overlap: Overlap = Overlap()
     labels: Labels | None = optional("Of a task with a head")
+    lengths: dict[str, Lengths] | None = optional("Of the training and the evaluation examples, of inputs that are tokens")
+    shown: list[Shown] = Field([], description="The first training examples as the model sees them")
 
 
 class Estimate(Part):
@@ -81,6 +112,17 @@ class Label(Part):
     f1: float = 0.0
     support: int = 0
     threshold: float | None = optional("The probability above which it is predicted, of several labels per example")
+    ap: float | None = optional("Average precision of boxes, over overlaps from 0.5 to 0.95")
+    ap50: float | None = optional("Average precision of boxes at an overlap of 0.5")
+    recall50: float | None = optional("Share of the boxes that are found at an overlap of 0.5")
+
+
+class Confused(Part):
+    """Two labels that are confused."""
+
+    true: str
+    predicted: str
+    count: int
 
 
 class Confusion(Part):
@@ -97,6 +139,7 @@ class Target(Part):
     rmse: float
     pearson: float
     spearman: float
+    points: list[tuple[float, float]] | None = optional("Target and prediction of some evaluation examples")
 
 
 class Details(Part):
@@ -104,6 +147,7 @@ class Details(Part):
 
     labels: list[Label] = []
     confusion: Confusion | None = optional("Where each example has one label")
+    confusions: list[Confused] | None = optional("The most frequent ones, where each example has one label")
     targets: list[Target] | None = optional("Of a regression")
     baseline: dict[str, float] | None = optional("Errors of always predicting the training mean")
 
@@ -144,6 +188,37 @@ class LoggedLoss(Part):
 
     step: int
     loss: float
+    learning_rate: float | None = optional("Of the step; None where it was not logged")
+    grad_norm: float | None = optional("The norm of the gradient before it is clipped")
+
+
+class Speed(Part):
+    """The throughput between two logs of the training loss, without evaluations and checkpoints."""
+
+    step: int
+    tokens_per_second: float
+
+
+class Mistake(Part):
+    """An evaluation example whose prediction is wrong."""
+
+    row: int = Field(description="Its place in the evaluation data, from 0")
+    place: int = Field(description="Its place in the order in which they are evaluated")
+    text: str = ""
+    expected: str
+    predicted: str
+    score: float | None = optional("The probability of what is expected, or the absolute error of a number")
+
+
+class Predicted(Part):
+    """What `hfstrat advise` predicts for the recipe, made before the run; a band is the widest error over measured runs."""
+
+    seconds: float | None = optional("From the start of the process to trained weights")
+    seconds_band: tuple[float, float] | None = optional("The least and the most to expect")
+    memory_bytes: float | None = optional("Peak memory")
+    memory_band: tuple[float, float] | None = optional("The least and the most to expect")
+    source: str = ""
+    reason: str | None = optional("Why something is not predicted")
 
 
 class Overfitting(Part):
@@ -231,6 +306,19 @@ class Precomputed(Part):
     bytes: int
     seconds: float
     built: list[str]
+
+
+class VisionFeatures(Part):
+    """The features of a frozen vision tower, computed once (task `image-text-to-text`).
+
+    `reads_pixels`: whether batches still have the pixels of their images.
+    """
+
+    rows: int
+    bytes: int
+    seconds: float
+    built: list[str]
+    reads_pixels: bool
 
 
 class ClassifierHead(Part):

@@ -29,7 +29,10 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH
 
 
 def probe_logits(model: Any, inputs: dict[str, Any]) -> Any:
-    """Logits (`[rows, tokens, V]`; of a classifier `[rows, labels]`) in float32 on the CPU, without autocast."""
+    """Logits (`[rows, tokens, V]`; of a classifier `[rows, labels]`) in float32 on the CPU, without autocast.
+
+    Those of a detector are followed by its boxes: `[rows, queries, classes + 4]`.
+    """
     import torch
 
     model.eval()
@@ -43,7 +46,10 @@ def probe_logits(model: Any, inputs: dict[str, Any]) -> Any:
 
     inputs = {name: fitted(value) for name, value in inputs.items()}
     with torch.no_grad():
-        return model(**inputs).logits.float().cpu()
+        outputs = model(**inputs)
+    boxes = getattr(outputs, "pred_boxes", None)
+    logits = outputs.logits.float()
+    return (logits if boxes is None else torch.cat([logits, boxes.float()], dim=-1)).cpu()
 
 
 def is_autocast(device: Any) -> bool:

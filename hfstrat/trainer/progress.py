@@ -14,17 +14,19 @@ from transformers import TrainerCallback
 
 from hfstrat.data.collate import BatchOrder
 from hfstrat.data.dense import DenseOrder
+from hfstrat.recipe import screen
 from hfstrat.recipe.format import clock, rate
 from hfstrat.trainer.streamed import StreamOrder
 
 LINE_EVERY = 10.0  # seconds between progress lines without a terminal
+LIVE_EVERY = 0.5  # seconds between updates of a notebook's progress
 
 
 def make_console(main: bool) -> Console:
-    console = Console(quiet=not main, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(quiet=not main, highlight=False, soft_wrap=True, width=200)
-    return console
+    found = screen.console(quiet=not main, soft_wrap=True)
+    if not found.is_terminal:
+        found = screen.console(quiet=not main, soft_wrap=True, width=120 if screen.in_notebook() else 200)
+    return found
 
 
 class ProgressReport(TrainerCallback):
@@ -43,10 +45,13 @@ class ProgressReport(TrainerCallback):
         self.seconds = 0.0  # of training with data loading, without evaluations and checkpoints
         self.loss: float | None = None
         self._bar: Progress | None = None
+        self._live: screen.LiveText | None = None
         self.first_step = 0  # of this session
         self.curve: list[dict[str, float]] = []  # evaluations during training, with step, tokens and seconds since its start
         self._started = self._since = self._last_line = 0.0
         self._seen = 0  # tokens, if the trainer counts them
+        self.speeds: list[dict[str, float]] = []  # tokens per second between logs; a resumed run has those of its start too
+        self._logged = (0, 0.0)  # tokens and seconds at the last log
 
     @property
     def tokens_per_second(self) -> float:
@@ -61,6 +66,8 @@ class ProgressReport(TrainerCallback):
             total = None if self.time_limit else state.max_steps
             self._task = self._bar.add_task("", total=total, completed=state.global_step, status="")
             self._bar.start()
+        elif state.is_world_process_zero and not self.console.quiet and screen.in_notebook():
+            self._live = screen.LiveText()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._since = time.monotonic()
@@ -80,10 +87,22 @@ class ProgressReport(TrainerCallback):
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step, status=self._status(state, now))
+        elif self._live is not None:
+            if now - self._last_line > LIVE_EVERY or state.global_step == state.max_steps:
+                self._last_line = now
+                self._live.show(self._line(state, now))
         elif now - self._last_line > LINE_EVERY or state.global_step == state.max_steps:
             self._last_line = now
             total = "" if self.time_limit else f"/{state.max_steps}"
             self.console.print(f"step {state.global_step}{total}  {self._status(state, now)}")
+
+    def _line(self, state: Any, now: float) -> str:
+        """The progress of a notebook's run."""
+        if self.time_limit:
+            share, steps = (now - self._started) / self.time_limit, f"step {state.global_step}"
+        else:
+            share, steps = state.global_step / max(1, state.max_steps), f"step {state.global_step}/{state.max_steps}"
+        return f"training {screen.bar(share)} {steps}  {self._status(state, now)}"
 
     def _status(self, state: Any, now: float) -> str:
         done = state.global_step - self.first_step
@@ -99,7 +118,14 @@ class ProgressReport(TrainerCallback):
         if logs and "loss" in logs:
             self.measured = "reward" if "reward" in logs else "loss"  # the loss of a policy gradient says nothing
             self.loss = logs[self.measured]
+            self._note_speed(state.global_step)
             self._show(state, self._since)
+
+    def _note_speed(self, step: int) -> None:
+        tokens, seconds = self.tokens - self._logged[0], self.seconds - self._logged[1]
+        if tokens > 0 and seconds > 0:
+            self.speeds.append({"step": step, "tokens_per_second": tokens / seconds})
+        self._logged = (self.tokens, self.seconds)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._since = time.monotonic()
@@ -119,6 +145,7 @@ class ProgressReport(TrainerCallback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        self._live = None
 
 
 def show_answers(console: Console, answers: list[dict[str, str]]) -> None:

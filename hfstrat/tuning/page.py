@@ -1,18 +1,20 @@
-"""report.html of a search: one file without scripts or external resources, in the style of a comparison's page."""
+"""report.html of a search: what won, the leaderboard, curves and costs, importances; then the report of the winner's run."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from hfstrat.engine import charts
-from hfstrat.engine.charts import Curve, Point
+from hfstrat import __version__
+from hfstrat.pages import charts
+from hfstrat.pages.blocks import PLAIN, Bar, Bars, Cell, Charts, Line, Page, Prose, Row, Section, Verdict
+from hfstrat.pages.blocks import Table as Cells
+from hfstrat.pages.charts import Curve, Point
+from hfstrat.pages.render import render as render_page
 from hfstrat.publish.scrub import Scrubber
 from hfstrat.recipe import format
+from hfstrat.run import page as run_page
 from hfstrat.tuning import results
 from hfstrat.tuning.results import Table
 
@@ -21,45 +23,61 @@ COLUMNS = ["", "strategy", "settings", METRIC, "95% CI", "loss", "steps", "time"
 CURVES = 8  # trials with a learning curve
 SHARE = 10  # trials in the charts of costs
 
+ABOUT_SCORES = (
+    "The score of a candidate is that of its best rung, on the rows that choose. Time is that of all its rungs up to there: "
+    "loading, training, evaluation. The artifact size is an estimate. The winner is measured again on other rows, because the "
+    "best of many scores is partly luck."
+)
+ABOUT_CURVES = (
+    "A point of a curve is a rung: training at a constant rate, then a short cooldown. Bars are 95% confidence intervals over "
+    "the rows that choose. The dashed line is the Pareto front."
+)
+ABOUT_IMPORTANCE = "The share of the variance of first rungs that a setting explains (fANOVA); with few candidates it is rough."
+INTERRUPTED = "The search was interrupted; the same command continues it."
 
-def render(table: Table) -> str:
-    """The page of a search."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+
+def render(table: Table, folder: Path | None = None) -> str:
+    """The page of a search; `folder` has the winner's run."""
     scrubbed: Table = Scrubber({}).value(table)
-    return environment.get_template("report.html.jinja").render(values(scrubbed))
+    found = run_page.sections_of(folder) if folder else []
+    of_winner = [*(replace(first, title="The winner's run") for first in found[:1]), *found[1:]]
+    return render_page(page_of(scrubbed, of_winner))
 
 
 def publish(folder: Path, table: Table) -> None:
     """Write tune.json and report.html, each atomically."""
     results.write(folder / results.DATA, json.dumps(table, indent=1, default=str) + "\n")
-    results.write(folder / results.PAGE, render(table))
+    results.write(folder / results.PAGE, render(table, folder))
 
 
-def values(table: Table) -> dict[str, Any]:
-    """The values of the template."""
-    metric, rows = table["quality"]["metric"], table["trials"]
-    numbers = {label: at for at, label in enumerate(dict.fromkeys(each["label"] for each in rows))}
-    return {
-        "title": f"{table['task']}: {table['about']} tuned",
-        "style": Markup(charts.STYLE.read_text(encoding="utf-8").strip()),
-        "colors": charts.COLORS,
-        "marker": lambda number: Markup(charts.marker(number, 7, 7, 4.6)),
-        "summary": [f"{line[:1].upper()}{line[1:]}." for line in results.sentences(table)],
-        "interrupted": table["interrupted"],
-        "notes": results.notes(table),
-        "labels": numbers,
-        "columns": _without_loss(COLUMNS, metric),
-        "rows": [(numbers[each["label"]], each["wins"], _without_loss(cells(each, metric), metric)) for each in rows],
-        "charts": [Markup(chart) for chart in _charts(table, numbers) if chart],
-        "importances": [(name, _bars(shares)) for name, shares in table["importances"].items()],
-        "rows_for": f"{table['train_rows']:,} training rows; {table['choosing_rows']:,} held-out rows choose",
-    }
+def page_of(table: Table, of_winner: list[Section]) -> Page:
+    """The page of a table without paths."""
+    numbers = {label: at for at, label in enumerate(dict.fromkeys(each["label"] for each in table["trials"]))}
+    first, *more = [f"{line[:1].upper()}{line[1:]}." for line in results.sentences(table)]
+    about = f"{table['train_rows']:,} training rows; {table['choosing_rows']:,} held-out rows choose."
+    blocks = [Verdict(Line(first, PLAIN)), Prose(more), Prose([INTERRUPTED] if table["interrupted"] else [], "bad")]
+    drawn = [chart for chart in _charts(table, numbers) if chart]
+    legend = [(number, label) for label, number in numbers.items()]
+    shares = [(name, _bars(found)) for name, found in table["importances"].items()]
+    sections = [
+        Section("Result", [*blocks, Prose(results.notes(table), "faint")]),
+        Section("Leaderboard", [_leaderboard(table, numbers), Prose([ABOUT_SCORES], "faint")]),
+        Section("Curves and costs", [Charts(drawn, legend), Prose([ABOUT_CURVES], "faint")]) if drawn else None,
+        Section("Hyperparameter importance", [Bars(shares), Prose([ABOUT_IMPORTANCE], "faint")]) if shares else None,
+        *of_winner,
+    ]
+    title = f"{table['task']}: {table['about']} tuned"
+    return Page(title, [each for each in sections if each], about, f"Written by hfstrat {__version__} tune.")
+
+
+def _leaderboard(table: Table, numbers: dict[str, int]) -> Cells:
+    metric, rows = table["quality"]["metric"], []
+    for each in table["trials"]:
+        shown = _without_loss(cells(each, metric), metric)
+        wins = each["wins"]
+        named = [Cell(text, best=wins, mark=numbers[each["label"]] if at == 1 else None) for at, text in enumerate(shown)]
+        rows.append(Row(named, "lead" if wins else ""))
+    return Cells("Candidates, the best first", _without_loss(COLUMNS, metric), rows)
 
 
 def _without_loss(cells: list[str], metric: str) -> list[str]:
@@ -81,8 +99,8 @@ def cells(each: Table, metric: str) -> list[str]:
     ]
 
 
-def _bars(shares: dict[str, float]) -> list[tuple[str, str, str]]:
-    return [(name, f"{share:.0%}", f"{100 * share:.1f}") for name, share in sorted(shares.items(), key=lambda each: -each[1])]
+def _bars(shares: dict[str, float]) -> list[Bar]:
+    return [Bar(name, f"{share:.0%}", share) for name, share in sorted(shares.items(), key=lambda each: -each[1])]
 
 
 def _charts(table: Table, numbers: dict[str, int]) -> list[str]:

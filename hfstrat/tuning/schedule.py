@@ -73,10 +73,11 @@ class Trial:
     is_complete: bool = False  # training longer changes nothing
     failed: str = ""
     is_claimed: bool = False  # by another process
+    is_closed: bool = False  # its checkpoints were removed when the search had finished
 
     @property
     def is_open(self) -> bool:
-        return not self.failed and not self.is_complete
+        return not self.failed and not self.is_complete and not (self.is_closed and self.rungs)
 
     @property
     def best(self) -> int:

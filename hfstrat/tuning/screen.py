@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hfstrat.recipe import format
+from hfstrat.recipe import format, screen
 from hfstrat.tasks.base import Quality
 from hfstrat.tuning import results
 from hfstrat.tuning.schedule import Candidates, Next, Trial
@@ -28,9 +28,9 @@ class Screen:
     """All output of a search. It uses no thread and is redrawn on request."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=False)
+        self.console = console or screen.console(soft_wrap=False)
         if not self.console.is_terminal:
-            self.console = Console(highlight=False, width=PLAIN_WIDTH, file=self.console.file)
+            self.console = screen.console(width=PLAIN_WIDTH, file=self.console.file)
         self.live: Live | None = None
         self.time = 0.0
         self.quality: Quality | None = None

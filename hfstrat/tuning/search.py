@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from hfstrat import errors
 from hfstrat.errors import RunError
 from hfstrat.models.load import read_json
+from hfstrat.recipe import format
 from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints
 from hfstrat.trainer.plan import ENDLESS
@@ -78,7 +79,8 @@ class Search:
         stepwise = not any(entry.loaded.recipe.strategy.is_solved for entry in setting.entries)
         self.candidates = Candidates(at_once, others, setting.can_vary, Candidates.fixed + setting.finishing, stepwise)
         if leads:
-            before = max((rung.at for trial in self.store.trials() for rung in trial.rungs), default=0.0)
+            measured = (rung.at for trial in self.store.trials() for rung in trial.rungs)
+            before = max([*measured, float(self.store.get("spent", 0.0))])
             self.store.put("session", {"began": began, "before": before})
 
     # time
@@ -127,11 +129,11 @@ class Search:
     def run(self) -> int:
         """Search, then finish the winner."""
         if self.leads and self.store.get("finished") and report.status(self.folder) == "done":
-            self.screen.lines(
-                [f"this search has finished; its result is in {self.folder}: choose another --output-dir for a new one"]
-            )
-            self.runner.close()
-            return errors.OK
+            if self.left(self.store.trials()) < schedule.LEAST_SECONDS:
+                self.screen.lines([self.is_over()])
+                self.runner.close()
+                return errors.OK
+            self.store.reopen()
         self.screen.begin(self.setting, self.candidates, self.elapsed)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         interrupted = False
@@ -156,6 +158,13 @@ class Search:
                 errors.INTERRUPTED,
             )
         return errors.OK
+
+    def is_over(self) -> str:
+        spent = float(self.store.get("spent", 0.0))
+        return (
+            f"this search has finished after {format.duration(spent)}; its result is in {self.folder}: give a longer --time to "
+            "extend it, or choose another --output-dir for a new one"
+        )
 
     def step(self) -> bool:
         """Make one decision and carry it out; False at the end of the search."""
@@ -326,14 +335,23 @@ class Search:
             raise self.nothing(interrupted)
         luck = self.luck(trial, rung, answer)
         if not interrupted:
-            self.store.put("finished", True)
-            for each in self.store.trials():  # nothing continues from their checkpoints any more
-                for index in range(len(each.rungs) + 1):
-                    for checkpoint in checkpoints.all_checkpoints(self.place(each.number, index)):
-                        checkpoints.remove(checkpoint)
+            self.end(trial)
         table = results.table(self.setting, self.store, (trial, rung), luck, self.elapsed, answer, interrupted)
         page.publish(self.folder, table)
         self.screen.result(table, self.folder)
+
+    def end(self, winner: Trial) -> None:
+        """Mark the search as finished, and remove all checkpoints but the one from which the winner can be continued."""
+        kept = self.trunk(winner, len(winner.rungs) - 1)
+        trials = self.store.trials()
+        self.store.put("closed", [each.number for each in trials if each.number != winner.number or not kept.is_dir()])
+        self.store.put("spent", self.elapsed)
+        self.store.put("finished", True)
+        for each in trials:
+            for index in range(len(each.rungs) + 1):
+                for checkpoint in checkpoints.all_checkpoints(self.place(each.number, index)):
+                    if checkpoint != kept:
+                        checkpoints.remove(checkpoint)
 
     def nothing(self, interrupted: bool) -> RunError:
         if interrupted:

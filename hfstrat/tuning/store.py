@@ -107,6 +107,11 @@ class Store:
     def open_bracket(self, bracket: Bracket) -> None:
         self.put("brackets", [*self.get("brackets", []), asdict(bracket)])
 
+    def reopen(self) -> None:
+        """Let a finished search go on; a candidate that was trained as the final run is one of an ordinary round then."""
+        self.put("brackets", [{**each, "is_direct": False} for each in self.get("brackets", [])])
+        self.put("finished", False)
+
     # trials
 
     def trials(self) -> list[Trial]:
@@ -129,6 +134,7 @@ class Store:
             bool(kept.get("is_complete")),
             str(kept.get("failed", "")),
             self.is_claimed(frozen.number),
+            frozen.number in self.get("closed", []),
         )
 
     def params(self, number: int) -> dict[str, Any]:

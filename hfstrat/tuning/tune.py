@@ -53,8 +53,7 @@ def tune(
         setting = ordered(setting, advice)
         screen.lines(advice.lines)
     lock = claim(options.folder)
-    if not stored:
-        write_options(setting, identity)
+    write_options(setting, identity)  # of a search that continues: its time may be another one
     try:
         return Search(setting, make_runner(options.folder), screen, clock, began).run()
     finally:

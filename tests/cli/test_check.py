@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hfstrat.cli import check
-from hfstrat.cli.check import LEAST, SHOWN_TOKENS, elided, show_row
+from hfstrat.cli.check import show_row
 from hfstrat.data.render import IGNORED
+from hfstrat.data.shown import LEAST, SHOWN_TOKENS, elided, pieces
 
 
 def row_of(lengths: list[int], learnt: bool = False) -> tuple[list[int], list[int]]:
@@ -114,7 +115,7 @@ def test_pieces_have_the_text_and_the_mask() -> None:
     tokenizer = make_tokenizer()
     prompt, answer = (tokenizer(text)["input_ids"] for text in ("who sat, é?", "the cat<|im_end|>\n"))
     labels = [IGNORED] * len(prompt) + answer
-    assert check.pieces(tokenizer, prompt + answer, labels) == [
+    assert pieces(tokenizer, prompt + answer, labels) == [
         {"text": "who sat, é?", "trained": False},
         {"text": "the cat<|im_end|>\n", "trained": True},
     ]

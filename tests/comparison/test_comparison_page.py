@@ -5,59 +5,22 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.comparisons import Played
 from helpers.comparisons import request as compare_request
+from helpers.pages import check, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfstrat.comparison import page
-from hfstrat.engine import charts
-from hfstrat.engine.charts import Point
+from hfstrat.pages import charts
+from hfstrat.pages.charts import Point
 from hfstrat.recipe import format
 
-VOID = {"meta", "link", "br", "line", "circle", "rect", "polygon", "polyline", "path"}
-LOADING = ("src", "href", "srcset", "action", "data")
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "headless_shell")
-
-
-class Reader(HTMLParser):
-    """Checks that tags are closed; collects external resources, tag names and text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-        self.names: set[str] = set()
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.names.add(tag)
-        self.loads += [
-            value for name, value in attrs if name in ("src", "href", "srcset", "action", "data") and value != "data:,"
-        ]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: Any) -> None:
-        self.names.add(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def read(text: str) -> Reader:
-    reader = Reader()
-    reader.feed(text)
-    assert not reader.open
-    return reader
 
 
 @pytest.fixture(params=["words", "classes"])
@@ -75,18 +38,14 @@ def table(request: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: P
 
 def test_it_is_complete_and_loads_nothing(table: dict[str, Any]) -> None:
     text = page.render(table)
-    found = read(text)
-    assert not found.loads
-    assert not {"script", "img", "iframe", "object"} & found.names
-    assert "url(" not in text
-    assert "@import" not in text
+    check(text)
     assert not re.findall(r"https?:", text)
 
 
 def test_it_shows_everything(table: dict[str, Any]) -> None:
     """Each recipe in each table and chart, failures with the reason, answers as text and not as markup."""
     text = page.render(table)
-    output = " ".join(read(text).text.split())
+    output = read(text).words
     assert "partial, seed 43: out of memory: killed (signal 9) & gone" in output
     assert "2 of 3: out of memory" in output
     assert "Once <b>upon</b> a time" in output
@@ -109,7 +68,7 @@ def test_a_page_without_measurements(table: dict[str, Any]) -> None:
         row |= {"front": {}, "against_best": None, "runs": [{**run, "status": "waiting", "curve": []} for run in row["runs"]]}
     empty = {**table, "best": None, "samples": [], "confusions": {}, "environment": {}}
     assert "<figure>" not in page.render(empty)
-    read(page.render(empty))
+    check(page.render(empty))
 
 
 @settings(max_examples=300, deadline=None)

@@ -83,6 +83,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.lock = threading.RLock()
+        self.handler: type[Handler] | None = None
 
     def fail(self, pattern: str, status: int = 0, times: float = float("inf"), **more: Any) -> None:
         self.faults.append(Fault(pattern, status, times=times, **more))
@@ -113,7 +114,7 @@ class LoopbackHub:
     def __enter__(self) -> LoopbackHub:
         hub = self
 
-        class Bound(Handler):
+        class Bound(self.handler or Handler):  # type: ignore[misc]
             pass
 
         Bound.hub = hub

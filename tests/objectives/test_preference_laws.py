@@ -30,6 +30,7 @@ from hfstrat.objectives import objective_of, task_of
 from hfstrat.objectives.preference import divergence
 from hfstrat.objectives.preference.collate import REFERENCE, split_others
 from hfstrat.objectives.preference.loss import PreferenceLoss
+from hfstrat.objectives.preference.objective import DIVERGENCE
 from hfstrat.recipe.load import load_recipe
 from hfstrat.trainer.autobatch import evaluation_pass, worst_step
 from hfstrat.trainer.cached_columns import WithColumn
@@ -254,13 +255,17 @@ def test_the_longest_example_that_memory_is_measured_with(tmp_path: Path, models
 def test_evaluate_against_the_base(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
     """After training the numbers are those of the report; the base is its own reference, so its margins are 0."""
     recipe = preferences.recipe_for(tmp_path, models(), rows_for(name), name)
-    metrics = run(load_recipe(str(recipe)))["result"]["metrics_after"]
+    result = run(load_recipe(str(recipe)))["result"]
+    metrics = result["metrics_after"]
     found = evaluate(Request(str(tmp_path / "out"), against="base"))
     assert found is not None
     measured = found["measured"][ROWS]
     for metric in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen"):
         assert measured["after"][metric]["value"] == pytest.approx(metrics[metric], abs=1e-6), metric
     assert measured["before"]["rewards/margins"]["value"] == pytest.approx(0, abs=1e-6)
+    moved, known = (each["measured"][DIVERGENCE]["after"]["kl_per_answer"] for each in (found, result))
+    assert moved["value"] == pytest.approx(known["value"], abs=1e-5)
+    assert abs(moved["value"]) > 1e-4, "the model has moved"
 
 
 def test_objectives_with_and_without_a_reference_are_not_compared(tmp_path: Path, models: Callable[..., Path]) -> None:

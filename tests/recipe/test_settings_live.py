@@ -15,6 +15,7 @@ from conftest import TEMPLATE, make_tokenizer, sentences, write_jsonl
 from datasets import Dataset
 from helpers import sounds
 from helpers.classifiers import labeled
+from helpers.detectors import folder_of_boxes, processor_of
 from helpers.hub_runs import finished_run
 from helpers.hub_server import LoopbackHub, in_process
 from helpers.images import folder_of_classes, image_recipe, make_image_model
@@ -52,6 +53,9 @@ training: {max_steps: 4, global_batch_size: 8, per_device_train_batch_size: 4, l
 evaluation: {samples: 1, max_new_tokens: 4}
 output_dir: RUN
 """
+
+
+OF_CHATS = ("processor_kwargs", "precompute")  # keys of `image` for conversations with images
 
 
 @dataclass
@@ -233,6 +237,7 @@ def tokens(seen: Seen) -> dict[str, int]:
 
 LABELS = ["task=text-classification", "data.train=LABELED"]
 HEADED = ["task=text-classification", "data.train=LABELED", "strategy={name: head, layer: 3, pooling: mean}"]
+PEFT = "strategy={name: peft, peft_type: IA3}"
 PROBES: dict[str, Probe] = {
     "task": Probe(
         ["task=text-classification", "data.train=LABELED"],
@@ -414,6 +419,10 @@ PROBES: dict[str, Probe] = {
         ["strategy={name: lora, adapter: ADAPTER}"],
         lambda s: (s.adapter.r, bool(s.layer().lora_B["default"].weight.any())),
         (3, True),
+    ),
+    "strategy.peft.name": Probe([PEFT], lambda s: s.model.peft_config["default"].peft_type.value, "IA3", ["strategy=full"]),
+    "strategy.peft.peft_type": Probe(
+        ["strategy.peft_type=VERA"], lambda s: s.model.peft_config["default"].peft_type.value, "VERA", [PEFT]
     ),
     "strategy.head.name": Probe(["strategy=head"], lambda s: s.learning(), {"lm_head.weight"}, ["strategy=full"]),
     "strategy.head.layer": Probe(["strategy.layer=1"], lambda s: s.model.layer, 1, HEADED),
@@ -609,8 +618,13 @@ APART = {  # keys that are probed by a test of their own, below
     ),
     **{f"objective.{key}": "test_every_key_of_grpo_reaches_its_trainer" for key in GRPO_KEYS},
     **{f"objective.rewards.{key}": "test_every_key_of_a_reward_changes_it" for key in Reward.model_fields},
-    **{f"image.{key}": "test_every_key_of_images_changes_a_batch" for key in Images.model_fields},
+    **{f"image.{key}": "test_every_key_of_images_changes_a_batch" for key in Images.model_fields if key not in OF_CHATS},
     **{f"audio.{key}": "test_every_key_of_audio_changes_a_batch" for key in Audio.model_fields},
+    **dict.fromkeys(
+        (*(f"image.{key}" for key in OF_CHATS), "strategy.full.freeze", "strategy.lora.freeze"),
+        "test_every_key_of_vision_language_changes_a_job",
+    ),
+    **dict.fromkeys(("data.box_format", "data.class_names"), "test_every_key_of_boxes_changes_the_data"),
     "training.class_weights": "test_class_weights_are_those_of_the_training_loss",
     "training.report_to": "test_a_tracker_is_handed_to_the_trainer",
     "hub.push_to_hub": "test_what_the_hub_is_asked_for",
@@ -1073,7 +1087,7 @@ def test_every_key_of_images_changes_a_batch(of_images: Callable[..., Job]) -> N
 
     plain = batch()
     other = ["image_size=48", "augmentation=off", "crop=0.2", "flip=false", "color=0.5"]
-    assert {key.partition("=")[0] for key in other} == set(Images.model_fields)
+    assert {key.partition("=")[0] for key in other} == set(Images.model_fields) - set(OF_CHATS)
     for key in other:
         changed = batch(f"image.{key}")
         assert changed.shape != plain.shape or not torch.equal(changed, plain), key
@@ -1098,6 +1112,62 @@ def test_every_key_of_audio_changes_a_batch(tmp_path_factory: pytest.TempPathFac
     for key in other:
         changed = batch(f"audio.{key}")
         assert changed.shape != plain.shape or not torch.equal(changed, plain), key
+
+
+def test_every_key_of_vision_language_changes_a_job(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from helpers.vision_language import conversations, make_vision_language
+
+    model = make_vision_language(tmp_path_factory.mktemp("qwen2_5_vl"), "qwen2_5_vl")
+    rows = conversations(tmp_path_factory.mktemp("chats"), 12)
+
+    def job(*overrides: str, strategy: str = "full") -> Job:
+        folder = tmp_path_factory.mktemp("job")
+        text = SOUND.replace("MODEL", str(model)).replace("ROWS", str(rows)).replace("RUN", str(folder / "run"))
+        text = text.replace("{name: lora, r: 4}", strategy).replace("eval_size: 12", "eval_size: 3").replace("128", "400")
+        (folder / "recipe.yaml").write_text("task: image-text-to-text\n" + text)
+        found = setup.set_up(load_recipe(str(folder / "recipe.yaml"), list(overrides)), one_process(), overwrite=False)
+        assert found.lock is not None
+        found.lock.close()
+        return found
+
+    def trained(found: Job) -> set[str]:
+        return {name for name, p in found.trainer.model.named_parameters() if p.requires_grad}
+
+    plain = job()
+    small = job("image.processor_kwargs={max_pixels: 256}")
+    assert small.data.counts["image_tokens"].sum() < plain.data.counts["image_tokens"].sum()
+    assert any("visual.blocks" in name for name in trained(job("strategy.freeze=[language]")) - trained(plain))
+    lora, frozen = job(strategy="lora"), job("strategy.freeze=[vision, projector]", strategy="lora")
+    assert trained(frozen) < trained(lora)
+    cached = job("image.precompute=true", "strategy.freeze=[vision, projector]", strategy="lora")
+    assert "vision_features" in cached.train_data.facts
+    assert (
+        "vision_features"
+        not in job("image.precompute=false", "strategy.freeze=[vision, projector]", strategy="lora").train_data.facts
+    )
+
+
+def test_every_key_of_boxes_changes_the_data(tmp_path: Path) -> None:
+    from hfstrat.data.box_classes import prepare
+    from hfstrat.data.image_batches import ImageProcessor
+
+    folder = folder_of_boxes(tmp_path / "data", 8)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        objects = row["objects"]
+        objects |= {"bbox": [[2, 2, 9, 9] for _ in objects["bbox"]], "categories": [0 for _ in objects["categories"]]}
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def read(**more: Any) -> Any:
+        data = Data.model_validate({"train": str(folder), "eval_size": 2, **more})
+        return prepare(data, ImageProcessor(processor_of("yolos"), 8), seed=0)
+
+    def first(data: Any) -> list[float]:
+        return next(list(row["boxes"]) for row in data.train if row["boxes"])
+
+    assert first(read())[:4] == [2, 2, 11, 11]
+    assert first(read(box_format="xyxy"))[:4] == [2, 2, 9, 9]
+    assert (read().label_names, read(class_names=["cell"]).label_names) == (("0",), ("cell",))
 
 
 def test_class_weights_are_those_of_the_training_loss(of_images: Callable[..., Job]) -> None:

@@ -59,8 +59,16 @@ def after(report: dict[str, Any]) -> dict[str, float]:
     return {name: entry["value"] for name, entry in report["result"]["measured"][ROWS]["after"].items()}
 
 
+OFTEN = ("vit", "resnet")  # of attention and of convolutions; the other families are tested with the slow tests
+
+
+def families(*names: str) -> list[Any]:
+    """Families as parameters, of which two are fast tests."""
+    return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_every_strategy_trains_every_family(
     family: str, strategy: str, model_of: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
@@ -196,7 +204,7 @@ def test_a_size_is_met(images: Path, tmp_path: Path) -> None:
     assert report["result"]["total_parameters"] == pytest.approx(200_000, rel=0.05)
 
 
-@pytest.mark.parametrize("augmentation", ["off", "on"])
+@pytest.mark.parametrize("augmentation", [pytest.param("off", marks=pytest.mark.slow), "on"])
 def test_a_small_student_of_a_trained_teacher(
     augmentation: str, model_of: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
@@ -220,7 +228,7 @@ def test_a_teacher_with_other_colors_is_refused(model_of: Callable[..., Path], i
         trained(tmp_path, model_of(), images, strategy=section)
 
 
-@pytest.mark.parametrize("family", ["vit", "dinov2", "swin", "resnet"])
+@pytest.mark.parametrize("family", families("vit", "dinov2", "swin", "resnet"))
 def test_the_image_size_can_change(family: str, model_of: Callable[..., Path], images: Path, tmp_path: Path) -> None:
     from transformers import pipeline
 
@@ -305,7 +313,9 @@ def test_check_draws_what_the_model_sees(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("given", ["balanced", "focal", {"blue": 1.0, "green": 1.0, "red": 9.0}])
+@pytest.mark.parametrize(
+    "given", [pytest.param("balanced", marks=pytest.mark.slow), "focal", {"blue": 1.0, "green": 1.0, "red": 9.0}]
+)
 def test_class_weights_change_the_training_loss_only(
     given: Any, model_of: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:

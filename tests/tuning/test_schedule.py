@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.classifiers import labeled
+from helpers.pages import check
 from helpers.searches import FINISH, Clock, Events, Killed, Played, in_order, options, play
 from rich.console import Console
 
@@ -56,6 +57,7 @@ def test_the_best_candidate_is_continued_and_wins(encoder: Path, data: Path, tmp
     assert table["trials"][0]["label"] == "full"
     assert 0.99 < sum(table["importances"]["all candidates"].values()) < 1.01
     page = (tmp_path / "run" / "report.html").read_text()
+    check(page)
     assert page.count("<svg") > 6
     assert str(tmp_path) not in page, "a page is shared"
     rungs = [job for job in runner.jobs if job["kind"] == "rung"]
@@ -193,6 +195,41 @@ def test_an_interrupted_search_finishes_the_best_and_continues(encoder: Path, da
     assert not table["interrupted"]
     assert len(runner.jobs) > 2
     assert [trial.rungs[:1] for trial in trials_of(asked)][: len(before) - 1] == [trial.rungs[:1] for trial in before][:-1]
+
+
+class WithCheckpoints(Played):
+    """Rungs leave the checkpoint before their cooldown, as real ones do."""
+
+    def run(self, file: Path, result: Path, look: Any) -> dict[str, Any]:
+        answer = super().run(file, result, look)
+        if file.name.startswith("rung") and not answer.get("is_complete", True):
+            Path(str(file).removesuffix(".job.json"), f"checkpoint-{answer['trunk']}").mkdir(parents=True)
+        return answer
+
+
+def test_a_finished_search_is_extended_by_a_longer_time(encoder: Path, data: Path, tmp_path: Path) -> None:
+    """The winner is continued from its checkpoint, the only one that is left; the others are compared, and never continued."""
+    asked, clock = options(encoder, data, tmp_path / "run", time=100.0), Clock()
+    first = play(asked, WithCheckpoints(clock))
+    kept = [str(path.relative_to(asked.folder)) for path in asked.folder.glob("trials/*/*/checkpoint-*")]
+    assert len(kept) == 1
+    assert kept[0].startswith(f"trials/{first['winner']:03d}/")
+    before = trials_of(asked)
+
+    clock.now += 5000  # a day later
+    again, began = WithCheckpoints(clock), clock.now
+    second = play(options(encoder, data, tmp_path / "run", time=300.0), again)
+    assert 150 < clock.now - began <= 1.05 * 200
+    for old, new in zip(before, trials_of(asked), strict=False):
+        assert new.rungs[: len(old.rungs)] == old.rungs
+        assert old.number == first["winner"] or not old.rungs or new.rungs == old.rungs
+    started = [job["overrides"] for job in again.jobs if job["kind"] == "rung"]
+    assert any(kept[0] in override for overrides in started for override in overrides), "the winner is continued"
+    assert second["trials"][0]["quality"] >= first["trials"][0]["quality"]
+
+    idle = WithCheckpoints(clock)
+    play(options(encoder, data, tmp_path / "run", time=300.0), idle)
+    assert [job["kind"] for job in idle.jobs] == ["final"], "the time is over"
 
 
 def test_mistakes_are_refused_before_anything_is_written(encoder: Path, data: Path, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_a_search_is_killed_twice_joined_and_ends_in_time(tiny: Path, examples: 
     assert table["luck"]["rows"] > 0
     assert "selection luck" in output
     assert "<svg" in (folder / "report.html").read_text()
-    assert not list(folder.glob("trials/*/*/checkpoint-*"))
+    assert len(list(folder.glob("trials/*/*/checkpoint-*"))) <= 1, "what a longer search continues from"
 
 
 @pytest.mark.slow

@@ -86,11 +86,13 @@ class PreferenceObjective(Objective):
 
         return {DIVERGENCE: divergence(model, self.answers, data)}
 
-    def reference(self, model: Any, rows: TrainData, data: PreparedData) -> PreparedData:
+    def reference(self, recipe: Recipe, model: Any, rows: TrainData, data: PreparedData) -> PreparedData:
         if not self.section.has_reference:
             return data
+        from hfstrat.objectives.preference.divergence import sampled
         from hfstrat.objectives.preference.reference import with_reference_of
 
+        self.answers = sampled(model, rows, data, recipe.evaluation.max_new_tokens)
         return replace(data, eval=with_reference_of(model, rows))
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat.data.preferences import LabeledFormat, PreferenceFormat
 from hfstrat.objectives.preference.metrics import LabeledMetrics, PreferenceMetrics
-from hfstrat.tasks.base import Values
+from hfstrat.tasks.base import Pictures, Values
 from hfstrat.tasks.causal_lm import CausalLM, LanguageModel, LanguageRows, LanguageText
 
 if TYPE_CHECKING:
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.objectives import ObjectiveSection
+    from hfstrat.tasks.report import Result
 
 COLUMNS = ["prompt", "chosen", "rejected", "completion", "label", "messages", "conversations", "instruction", "input", "system"]
 
@@ -138,6 +140,16 @@ class PreferenceText(LanguageText):
             f"{before['logps/chosen']:.1f} -> {after['logps/chosen']:.1f}, of rejected ones "
             f"{before['logps/rejected']:.1f} -> {after['logps/rejected']:.1f} nats"
         )
+
+    def sections(self, result: Result, pictures: Pictures) -> list[Section]:
+        from hfstrat.objectives.preference import page
+
+        return page.sections(result, ("desirable", "undesirable") if self.section.name == "kto" else ("chosen", "rejected"))
+
+    def advice(self, result: Result) -> list[tuple[str, str]]:
+        from hfstrat.objectives.preference import page
+
+        return page.advice(result)
 
 
 class PreferenceTask(CausalLM):

@@ -10,7 +10,7 @@ from hfstrat.data.prompts import COLUMNS, GIVEN, PromptFormat
 from hfstrat.objectives.preference.task import PreferenceRows
 from hfstrat.objectives.reinforcement.metrics import RewardMetrics
 from hfstrat.recipe.rewards import WITH_REFERENCE, labels
-from hfstrat.tasks.base import Values
+from hfstrat.tasks.base import Pictures, Values
 from hfstrat.tasks.causal_lm import CausalLM, LanguageText
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.objectives import Grpo
+    from hfstrat.tasks.report import Result
 
 
 class PromptRows(PreferenceRows):
@@ -100,6 +102,16 @@ class RewardText(LanguageText):
             f"reward of greedy answers {before['reward']:.3f} -> {after['reward']:.3f}, "
             f"their length {before[length]:.1f} -> {after[length]:.1f} tokens"
         )
+
+    def sections(self, result: Result, pictures: Pictures) -> list[Section]:
+        from hfstrat.objectives.reinforcement import page
+
+        return page.sections(result)
+
+    def advice(self, result: Result) -> list[tuple[str, str]]:
+        from hfstrat.objectives.reinforcement import page
+
+        return page.advice(result)
 
 
 class RewardTask(CausalLM):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from hfstrat.data.prepare import PreparedData as Data
     from hfstrat.models.load import Base
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.load import Loaded
     from hfstrat.recipe.schema import Recipe
     from hfstrat.strategies.distill.loss import Mix
@@ -240,6 +241,16 @@ class Distill(Strategy[section.Distill]):
         from hfstrat.strategies.distill.report import compare
 
         return compare(self.section, loaded, result, folder) if result.distillation else {}
+
+    def sections(self, result: Result) -> list[Section]:
+        from hfstrat.strategies.distill import page
+
+        return [*page.sections(result), *self.student.sections(result)]
+
+    def advice(self, result: Result) -> list[tuple[str, str]]:
+        from hfstrat.strategies.distill import page
+
+        return [*page.advice(result), *self.student.advice(result)]
 
 
 def _check_task(strategy: section.Distill, task: Task) -> None:

@@ -13,7 +13,9 @@ from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.base import Built, Prepared, Strategy
 from hfstrat.strategies.checks import inner_keys
 from hfstrat.strategies.description import Description, Footprint, count
+from hfstrat.strategies.frozen import page as frozen_page
 from hfstrat.strategies.full import Full
+from hfstrat.strategies.head import page
 from hfstrat.strategies.lora import Lora
 from hfstrat.strategies.partial import Partial
 from hfstrat.tasks.base import Task
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hfstrat.models.load import Base
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.schema import Model, Recipe
     from hfstrat.strategies.head.heads import ClassifierHead
+    from hfstrat.tasks.report import Result
     from hfstrat.trainer.train_data import TrainData
     from hfstrat.trainer.trainer import StrategyTrainer
 
@@ -164,6 +168,9 @@ class Head(Strategy[section.Head]):
         elif trainer.args.should_save:
             self.classifier.save(trainer, folder)
 
+    def sections(self, result: Result) -> list[Section]:
+        return [*page.sections(result), *frozen_page.sections(result)]
+
 
 class HeadThen(Strategy[section.Head]):
     """The head of transformers' own class is solved, and another strategy continues from it."""
@@ -216,6 +223,9 @@ class HeadThen(Strategy[section.Head]):
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         self.then.save(trainer, folder, base)
+
+    def sections(self, result: Result) -> list[Section]:
+        return [*page.sections(result), *self.then.sections(result)]
 
 
 def _check_task(section: section.Head, task: Task) -> None:

@@ -86,7 +86,7 @@ class LanguageRows(Rows):
 class LanguageModel(Model):
     """AutoModelForCausalLM, with our loss bound to its forward."""
 
-    peft_type = "CAUSAL_LM"
+    peft_type: str | None = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
     architecture = "ForCausalLM"
     if_missing = "it is no causal LM or is damaged"

@@ -11,7 +11,7 @@ from hfstrat.data.image_files import IMAGE
 from hfstrat.data.image_rows import OUR_COLUMNS, ImageFormat, ImageSource
 from hfstrat.errors import UserError
 from hfstrat.tasks.heads import names_of
-from hfstrat.tasks.media import MediaMetrics, MediaModel, MediaRows, MediaTask, MediaText, check_augmentation
+from hfstrat.tasks.media import MediaMetrics, MediaModel, MediaRows, MediaTask, MediaText, check_augmentation, ref_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
 
 NAME = "image-classification"
+THUMBNAIL, SHEET = 200, 1000  # pixels of the longer side of a picture on a page
 
 
 class ImageRows(MediaRows):
@@ -55,6 +56,17 @@ class ImageRows(MediaRows):
         from hfstrat.data.contact_sheet import draw
 
         return draw(data, file)
+
+    def sheet(self, data: Any) -> bytes:
+        from hfstrat.data.contact_sheet import jpeg, sheet_of
+
+        return jpeg(sheet_of(data)[0], SHEET)
+
+    def picture(self, example: Any) -> bytes:
+        from hfstrat.data.contact_sheet import jpeg
+        from hfstrat.data.image_batches import open_row
+
+        return jpeg(open_row(example) if isinstance(example, dict) else ref_of(example, IMAGE).open(), THUMBNAIL)
 
     def prepare(
         self,
@@ -95,6 +107,7 @@ class ImageRows(MediaRows):
 class ImageModel(MediaModel):
     """AutoModelForImageClassification."""
 
+    sees_images = True
     random_family = "vit"
     auto_class = "AutoModelForImageClassification"
     architecture = "ForImageClassification"
@@ -163,7 +176,20 @@ class ImageText(MediaText):
         return [*lines, *super().example(chats, sentence, options, config)[2:]]
 
 
-class ImageClassification(MediaTask):
+class ImageTask(MediaTask):
+    """A task whose examples are images."""
+
+    def check(self, recipe: Recipe) -> None:
+        from hfstrat.data.image_files import check_installed
+
+        check_installed(self.name)
+        super().check(recipe)
+        if recipe.training.train_sampling_strategy == "group_by_length":
+            raise UserError("training.train_sampling_strategy: group_by_length: images have no length; set auto or random")
+        check_augmentation("image", recipe.image.augmentation, recipe, "image")
+
+
+class ImageClassification(ImageTask):
     """The task `image-classification`."""
 
     name = NAME
@@ -171,12 +197,3 @@ class ImageClassification(MediaTask):
     model = ImageModel()
     metrics = ImageMetrics()
     text = ImageText()
-
-    def check(self, recipe: Recipe) -> None:
-        from hfstrat.data.image_files import check_installed
-
-        check_installed()
-        super().check(recipe)
-        if recipe.training.train_sampling_strategy == "group_by_length":
-            raise UserError("training.train_sampling_strategy: group_by_length: images have no length; set auto or random")
-        check_augmentation("image", recipe.image.augmentation, recipe, "image")

@@ -18,15 +18,12 @@ FAMILY = "vit"  # of a model with random weights, where none is named
 
 def load(recipe: Recipe, family: str = "") -> ImageProcessor:
     """The image processor of the recipe's model. Raises UserError."""
-    source, options = source_of(recipe.model)
-    key, config = "model.name_or_path", {**_config(source), **getattr(recipe.strategy, "config", {})}
-    if recipe.model.tokenizer:
-        source, key = str(Path(recipe.model.tokenizer).expanduser()), "model.tokenizer"
+    key, source, options, config = source_and_config(recipe)
     folder = Path(source).expanduser()
     if not source or folder.is_file() or (folder.is_dir() and not (folder / "preprocessor_config.json").is_file()):
         processor = of_family(str(config.get("model_type") or family or FAMILY), config)
     else:
-        processor = from_source(source, options if key == "model.name_or_path" else {}, key)
+        processor = from_source(source, options, key)
     wanted = recipe.image
     if wanted.image_size is not None:
         resize(processor, wanted.image_size)
@@ -36,9 +33,18 @@ def load(recipe: Recipe, family: str = "") -> ImageProcessor:
     return found
 
 
+def source_and_config(recipe: Recipe) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """Where the image processor is: the key of the recipe, the source, keywords for loading it; and the config of the model."""
+    source, options = source_of(recipe.model)
+    config = {**config_of(source), **getattr(recipe.strategy, "config", {})}
+    if recipe.model.tokenizer:
+        return "model.tokenizer", str(Path(recipe.model.tokenizer).expanduser()), {}, config
+    return "model.name_or_path", source, options, config
+
+
 def load_trained(folder: str) -> ImageProcessor:
     """The image processor in the folder of a result. Raises UserError."""
-    return ImageProcessor(from_source(folder, {}, "model"), patch_of(_config(folder)))
+    return ImageProcessor(from_source(folder, {}, "model"), patch_of(config_of(folder)))
 
 
 def from_source(source: str, options: dict[str, Any], key: str) -> Any:
@@ -88,7 +94,8 @@ def check_patches(processor: ImageProcessor, config: dict[str, Any]) -> None:
         )
 
 
-def _config(source: str) -> dict[str, Any]:
+def config_of(source: str) -> dict[str, Any]:
+    """The config of a model in a folder, a file or on the Hub; empty for no source. Raises UserError."""
     if not source:
         return {}
     path = Path(source).expanduser()

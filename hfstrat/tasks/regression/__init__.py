@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hfstrat.errors import UserError
-from hfstrat.tasks.base import Metrics, Quality, Score, Task, Values
+from hfstrat.tasks.base import Metrics, Pictures, Quality, Score, Task, Values, Wrong
 from hfstrat.tasks.heads import (
     HeadModel,
     HeadRows,
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.models.output_scale import Units
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
+    from hfstrat.tasks.report import Result
 
 LARGEST_ERROR = 0.5  # standard deviations that predictions of a decoder may begin off without a warning
 SAMPLE = 64  # training examples that determine the direction that stands for a missing bias
@@ -255,6 +257,18 @@ class TargetMetrics(Metrics):
 
         return score_of(sums[0], *self._original(sums[1]))
 
+    def mistakes(self, sums: tuple[np.ndarray, ...], most: int) -> list[Wrong]:
+        import numpy as np
+
+        true, predicted = self._original(sums[1])
+        order = np.argsort(-sums[0][:, 0], kind="stable")[:most].tolist()
+
+        def words(values: np.ndarray) -> str:
+            return ", ".join(f"{name} {value:.6g}" for name, value in zip(self.labels, values.tolist(), strict=True))
+
+        error = np.abs(true - predicted).mean(1)
+        return [Wrong(at, words(true[at]), words(predicted[at]), float(error[at])) for at in order if error[at] > 0]
+
     def columns(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         """`nll` (squared error of standardized targets) over `items`, and the absolute error, mean over targets."""
         import numpy as np
@@ -314,6 +328,11 @@ class NumberText(HeadText):
         from hfstrat.tasks.regression.scores import lines_of
 
         return lines_of(details)
+
+    def sections(self, result: Result, pictures: Pictures) -> list[Section]:
+        from hfstrat.tasks.regression import page
+
+        return page.sections(result, pictures)
 
     def example(self, chats: bool, sentence: bool, options: dict[str, Any], config: dict[str, Any]) -> list[str]:
         if sentence:

@@ -9,6 +9,8 @@ import numpy as np
 if TYPE_CHECKING:
     from hfstrat.tasks.base import Score
 
+DRAWN_TARGETS, DRAWN_POINTS = 4, 200  # whose targets and predictions the report keeps, spread over the evaluation examples
+
 
 def score_of(sums: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Score:
     """The metrics as a function of weights `[examples]`, from squared errors with items `[examples, 2]`, and targets and
@@ -56,11 +58,14 @@ def _ranks(number: np.ndarray, count: int, weights: np.ndarray) -> np.ndarray:
 
 def by_target(true: np.ndarray, predicted: np.ndarray, names: tuple[str, ...], mean: np.ndarray | None) -> dict[str, Any]:
     """The metrics of each target, and the errors of always predicting the mean of the training targets, the baseline."""
-    weights, table = np.ones(len(true)), []
+    weights, table = np.ones(len(true)), list[dict[str, Any]]()
     for k, name in enumerate(names):
         squared = np.square(true[:, k] - predicted[:, k])[:, None]
         values = score_of(np.hstack([squared, np.ones_like(squared)]), true[:, [k]], predicted[:, [k]])(weights)
         table.append({"target": name} | {key: value for key, value in values.items() if key != "loss"})
+        if k < DRAWN_TARGETS:
+            places = np.unique(np.linspace(0, len(true) - 1, min(DRAWN_POINTS, len(true))).astype(int))
+            table[-1]["points"] = np.stack([true[places, k], predicted[places, k]], 1).tolist()
     details: dict[str, Any] = {"targets": table}
     if mean is not None:
         error = true - mean

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from hfstrat.data.labeled import OUR_COLUMNS, LabelFormat
 from hfstrat.data.labels import as_number
 from hfstrat.data.values import is_missing
-from hfstrat.tasks.base import Metrics, Quality, Score, Task, Values
+from hfstrat.tasks.base import Metrics, Pictures, Quality, Score, Task, Values, Wrong
 from hfstrat.tasks.heads import (
     HeadModel,
     HeadRows,
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from hfstrat.data.labeled import Texts
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
+    from hfstrat.pages.blocks import Section
     from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
+    from hfstrat.tasks.report import Result
 
 
 class LabeledRows(HeadRows):
@@ -159,6 +161,11 @@ class ClassMetrics(Metrics):
 
         return score_of(sums[0], sums[1], len(self.labels))
 
+    def mistakes(self, sums: tuple[np.ndarray, ...], most: int) -> list[Wrong]:
+        from hfstrat.tasks.text_classification.scores import worst_of
+
+        return worst_of(sums[0], sums[1], self.labels, most)
+
     def columns(self, sums: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         from hfstrat.tasks.text_classification.scores import columns_of
 
@@ -195,6 +202,16 @@ class LabelText(HeadText):
         from hfstrat.tasks.text_classification.scores import lines_of
 
         return lines_of(details)
+
+    def sections(self, result: Result, pictures: Pictures) -> list[Section]:
+        from hfstrat.tasks.text_classification import page
+
+        return page.sections(result, pictures, self.unit)
+
+    def advice(self, result: Result) -> list[tuple[str, str]]:
+        from hfstrat.tasks.text_classification import page
+
+        return page.advice(result)
 
     def example(self, chats: bool, sentence: bool, options: dict[str, Any], config: dict[str, Any]) -> list[str]:
         lines = [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfstrat.tasks.base import Wrong
 from hfstrat.tasks.text_classification.thresholds import as_logits
 
 if TYPE_CHECKING:
@@ -113,6 +114,23 @@ def _confusions(true: np.ndarray, predicted: np.ndarray, names: tuple[str, ...])
     pairs, counts = np.unique(np.stack([true[wrong], predicted[wrong]]), axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:TOP]
     return [{"true": names[pairs[0, i]], "predicted": names[pairs[1, i]], "count": int(counts[i])} for i in order]
+
+
+def worst_of(sums: np.ndarray, marks: np.ndarray, names: tuple[str, ...], most: int) -> list[Wrong]:
+    """The rows with a wrong prediction and the highest loss; `sums` and `marks` as for `of_sums`."""
+    several = marks.dtype == np.int8
+    true, predicted = (marks >= 2, marks % 2 == 1) if several else marks.astype(np.int64).T[:, :, None]
+    places = np.flatnonzero((true != predicted).any(1))
+    places = places[np.argsort(-sums[places, 0], kind="stable")][:most]
+
+    def words(row: np.ndarray) -> str:
+        chosen = np.flatnonzero(row) if several else row
+        return ", ".join(names[label] for label in chosen.tolist()) or "(none)"
+
+    return [
+        Wrong(at, words(true[at]), words(predicted[at]), None if several else float(np.exp(-sums[at, 0])))
+        for at in places.tolist()
+    ]
 
 
 def lines_of(details: dict[str, Any]) -> list[str]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from hfstrat.recipe import format
 
-STYLE = Path(__file__).with_name("style.css")  # of the pages
 WIDTH, HEIGHT = 380.0, 270.0  # units; a character is about 6.4 wide, readable even at 320 pixels
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 12.0, 12.0, 40.0
 CHARACTER, LINE = 6.4, 13.0
 TICKS = 5  # per axis, roughly
 COLORS = 8  # of the page's style
+MOST_POINTS = 240  # of a line; of more the lowest and the highest of each stretch are drawn
+MARKED = 40  # points of a line that still have a marker each
 Format = Callable[[float], str]
 TIME = "time"  # an axis of this name is in seconds
 WHOLE_SECONDS = 10.0  # from here on times are shown without decimals
@@ -103,23 +104,52 @@ class Point:
     on_front: bool = False
 
 
-def curves(title: str, names: tuple[str, str], found: list[Curve], show: tuple[Format, Format]) -> str:
-    """Lines over time or tokens; empty without points."""
+def thinned(line: list[tuple[float, float]], most: int = MOST_POINTS) -> list[tuple[float, float]]:
+    """The finite points of a line; of more than `most` the first, the last, and the extremes of equal stretches."""
+    line = [point for point in line if all(map(math.isfinite, point))]
+    if len(line) <= most:
+        return line
+    places = {0, len(line) - 1}
+    stretches = max(1, most // 2 - 1)
+    for number in range(stretches):
+        stretch = range(number * len(line) // stretches, (number + 1) * len(line) // stretches)
+        places |= {min(stretch, key=lambda at: line[at][1]), max(stretch, key=lambda at: line[at][1])}
+    return [line[at] for at in sorted(places)]
+
+
+def curves(title: str, names: tuple[str, str], found: list[Curve], show: tuple[Format, Format], logs: bool = True) -> str:
+    """Lines over time, steps or tokens; empty without points. `logs`: of a wide range the axis is logarithmic."""
+    kept = [Curve(curve.label, curve.number, [thin for line in curve.lines if (thin := thinned(line))]) for curve in found]
+    found = [curve for curve in kept if curve.lines]
     points = [point for curve in found for line in curve.lines for point in line]
     if not points:
         return ""
     across = axis([x for x, _ in points], LEFT, WIDTH - RIGHT, 1e9, from_zero=True, is_time=names[0] == TIME)
-    up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP, 2.5)
+    up = axis([y for _, y in points], HEIGHT - BOTTOM, TOP, 2.5 if logs else math.inf)
     body = []
     for curve in found:
         color = f"s{curve.number % COLORS}"
         for line in curve.lines:
             places = [(across.at(x), up.at(y)) for x, y in line]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            hint = "; ".join(f"{show[0](x)}: {show[1](y)}" for x, y in line)
+            hint = "; ".join(f"{show[0](x)}: {show[1](y)}" for x, y in line[:: math.ceil(len(line) / MARKED)])
             body.append(f'<g class="{color}"><title>{escape(curve.label)}: {escape(hint)}</title>')
-            body.append(f'<polyline points="{path}"/>{"".join(marker(curve.number, *place, 2.6) for place in places)}</g>')
-    return _chart(title, names, across, up, show, body)
+            marked = places if len(places) <= MARKED else [places[-1]]
+            body.append(f'<polyline points="{path}"/>{"".join(marker(curve.number, *place, 2.6) for place in marked)}</g>')
+    return _chart(title, names, across, up, show, body, [_told(curve, names[0], show) for curve in found])
+
+
+def _told(curve: Curve, axis: str, show: tuple[Format, Format]) -> str:
+    """A curve in words: where it begins and ends, and its extremes."""
+    points = [point for line in curve.lines for point in line]
+    (first, start), (last, end) = points[0], points[-1]
+    if len(points) == 1:
+        return f"{curve.label}: {show[1](start)} at {axis} {show[0](first)}"
+    low, high = (pick(points, key=lambda point: point[1]) for pick in (min, max))
+    return (
+        f"{curve.label}: from {show[1](start)} at {axis} {show[0](first)} to {show[1](end)} at {show[0](last)}, "
+        f"lowest {show[1](low[1])} at {show[0](low[0])}, highest {show[1](high[1])} at {show[0](high[0])}"
+    )
 
 
 def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_better: bool, show: tuple[Format, Format]) -> str:
@@ -147,7 +177,39 @@ def scatter(title: str, names: tuple[str, str], found: list[Point], higher_is_be
         body.append(f"{marker(point.number, x, y, 5)}</g>")
         body.append(_label(point.label, x, y, taken))
     better = "higher is better" if higher_is_better else "lower is better"
-    return _chart(title, (names[0], f"{names[1]}, {better}"), across, up, show, body)
+    return _chart(title, (names[0], f"{names[1]}, {better}"), across, up, show, body, [_hint(point, show) for point in found])
+
+
+def agreement(title: str, names: tuple[str, str], points: Sequence[tuple[float, float]], show: Format) -> str:
+    """What is predicted over what is true, with the line on which both are equal; empty without points."""
+    found = [point for point in points if all(map(math.isfinite, point))]
+    if not found:
+        return ""
+    values = [value for point in found for value in point]
+    across, up = axis(values, LEFT, WIDTH - RIGHT, math.inf), axis(values, HEIGHT - BOTTOM, TOP, math.inf)
+    ends = [f"{across.at(end):.1f},{up.at(end):.1f}" for end in (across.low, across.high)]
+    body = [f'<path class="front" d="M{ends[0]}L{ends[1]}"/>', '<g class="s0 dots">']
+    body += [f'<circle cx="{across.at(x):.1f}" cy="{up.at(y):.1f}" r="2.6"/>' for x, y in found]
+    worst = max(found, key=lambda point: abs(point[0] - point[1]))
+    told = f"{len(found)} examples; the largest error is {show(worst[1])} instead of {show(worst[0])}"
+    return _chart(title, names, across, up, (show, show), [*body, "</g>"], [told])
+
+
+def histogram(title: str, names: tuple[str, str], ends: tuple[float, float], counts: Sequence[int], show: Format) -> str:
+    """Counts in intervals of equal width between the ends; empty without any."""
+    if not any(counts) or ends[1] <= ends[0]:
+        return ""
+    across, up = Axis(*ends, LEFT, WIDTH - RIGHT), Axis(0.0, 1.06 * max(counts), HEIGHT - BOTTOM, TOP)
+    width, body = (ends[1] - ends[0]) / len(counts), ['<g class="s0">']
+    for number, count in enumerate(counts):
+        left, right = (ends[0] + place * width for place in (number, number + 1))
+        x, y, floor = across.at(left), up.at(count), HEIGHT - BOTTOM
+        hint = f"{show(left)} to {show(right)}: {count:,}"
+        size = f'width="{max(across.at(right) - x - 1, 0.5):.1f}" height="{floor - y:.1f}"'
+        body.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size}><title>{escape(hint)}</title></rect>')
+    most = max(range(len(counts)), key=lambda at: counts[at])
+    told = f"from {show(ends[0])} to {show(ends[1])}; most, {counts[most]:,}, from {show(ends[0] + most * width)} on"
+    return _chart(title, names, across, up, (show, format.count), [*body, "</g>"], [told])
 
 
 def _hint(point: Point, show: tuple[Format, Format]) -> str:
@@ -195,10 +257,25 @@ def marker(number: int, x: float, y: float, r: float) -> str:
     return '<polygon points="' + " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in shapes[kind]) + '"/>'
 
 
-def _chart(title: str, names: tuple[str, str], across: Axis, up: Axis, show: tuple[Format, Format], body: list[str]) -> str:
-    """The frame of a chart with ticks and names."""
-    parts = [f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">']
-    parts.append(f"<title>{escape(title)}</title>")
+def slug(title: str) -> str:
+    """A title as an id."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _chart(
+    title: str,
+    names: tuple[str, str],
+    across: Axis,
+    up: Axis,
+    show: tuple[Format, Format],
+    body: list[str],
+    told: list[str],
+) -> str:
+    """The frame of a chart with ticks and names; `told` is its content in words. A title is for one chart of a page."""
+    name = f"chart-{slug(title)}"
+    parts = ["<figure>", f'<figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img"']
+    parts.append(f' aria-labelledby="{name}" aria-describedby="{name}-told"><title id="{name}">{escape(title)}</title>')
+    parts.append(f'<desc id="{name}-told">{escape(f"{names[1]} over {names[0]}. " + "; ".join(told))}.</desc>')
     floor = HEIGHT - BOTTOM
     last, shown = -1e9, set[str]()
     for value in across.ticks():
@@ -233,6 +310,11 @@ def time_tick(seconds: float) -> str:
 
 def plain_tick(value: float) -> str:
     return f"{value:.3g}"
+
+
+def number_tick(value: float) -> str:
+    """A number in units of its own, such as a year, of which the last digits count."""
+    return f"{value:.6g}"
 
 
 def quality_tick(value: float, metric: str) -> str:

@@ -1,0 +1,1 @@
+"""Pages: one HTML file without scripts or external resources. Blocks, charts and the style; what they show is decided above."""

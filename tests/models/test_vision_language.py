@@ -1,0 +1,171 @@
+"""Laws of vision-language models, on tiny random models of eight families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.vision_language import FAMILIES, conversations, loaded, make_vision_language
+
+from hfstrat.data.image_chats import prepare
+from hfstrat.data.image_text_batches import ImageTextCollator, images_of
+from hfstrat.data.render import IGNORED
+from hfstrat.models import vision_parts
+from hfstrat.models.fused_loss import bind_head_loss
+from hfstrat.recipe.data import Data
+
+FAST = ("llava", "qwen2_5_vl")
+
+
+def families() -> list[Any]:
+    return [family if family in FAST else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folders: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family == "smolvlm":
+            pytest.importorskip("num2words")
+        if family not in folders:
+            folders[family] = make_vision_language(tmp_path_factory.mktemp(family), family)
+        return folders[family]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return conversations(tmp_path_factory.mktemp("chats"))
+
+
+def model_of(folder: Path) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def rows_of(data: Any, count: int = 8) -> list[dict[str, Any]]:
+    return [data.train[index] for index in range(min(count, len(data.train)))]
+
+
+@pytest.mark.parametrize("family", families())
+def test_ids_are_those_of_the_processor_and_images_have_no_loss(family: str, made: Any, chats: Path) -> None:
+    processor = loaded(made(family), family)
+    data = prepare(Data.model_validate({"train": str(chats), "eval_size": 4, "train_on": "all"}), processor, 0)
+    for row in rows_of(data, 20):
+        content = [{"type": "image"}] * len(row["images"])
+        words = processor.decode([i for i in row["input_ids"] if i not in processor.image_ids])
+        assert "<|im_start|>user" in words
+        supervised = {i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED}
+        assert not supervised & set(processor.image_ids)
+        text = words[words.index("the colors") :].partition("<|im_end|>")[0]
+        answer = words.rpartition("assistant\n")[2].partition("<|im_end|>")[0]
+        turns = [
+            {"role": "user", "content": [*content, {"type": "text", "text": text}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+        whole = processor.words.apply_chat_template(turns, tokenize=False)
+        pictures = {"images": [images_of(row)]} if row["images"] else {}
+        expected = processor.processor(text=[whole], add_special_tokens=False, **pictures)
+        assert row["input_ids"] == list(expected["input_ids"][0])
+        if processor.type_key:
+            assert processor.types(row["input_ids"]) == list(expected[processor.type_key][0])
+
+
+@pytest.mark.parametrize("family", families())
+def test_loss_and_gradients_are_those_of_trl(family: str, made: Any, chats: Path, tmp_path: Path) -> None:
+    """`SFTTrainer` on the same rows as prompts with completions; our loss is the one bound to the model's forward."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    if family == "smolvlm":
+        pytest.skip("its processor renders conversations with the settings of its processor of videos, which needs torchvision")
+    folder = made(family)
+    processor = loaded(folder, family)
+    data = prepare(Data.model_validate({"train": str(chats), "eval_size": 4}), processor, 0)
+    rows = [row for row in rows_of(data, 20) if row["images"]][:4]
+    assert len(rows) == 4
+    assert max(len(row["images"]) for row in rows) == 2
+    model = model_of(folder)
+    assert bind_head_loss(model) is None
+    model.train()
+    batch = ImageTextCollator(processor, 1, False, selects_rows=True)(rows)
+    batch.pop("labels")
+    ours = model(**batch).loss
+    ours.backward()
+
+    def text(ids: list[int]) -> str:
+        return str(processor.decode([i for i in ids if i not in processor.image_ids]))
+
+    given = []
+    for row in rows:
+        words = text(row["input_ids"])
+        question = words[words.index("the colors") :].partition("<|im_end|>")[0]
+        answer = words.rpartition("assistant\n")[2].partition("<|im_end|>")[0]
+        turns = {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": answer}]}
+        given.append({**turns, "images": images_of(row)})
+    theirs = model_of(folder)
+    args = SFTConfig(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        max_length=None,
+        gradient_checkpointing=False,
+    )
+    trainer = SFTTrainer(model=theirs, args=args, train_dataset=Dataset.from_list(given), processing_class=processor.processor)
+    theirs.train()
+    inputs = trainer.data_collator([dict(row) for row in given])
+    loss = trainer.compute_loss(theirs, dict(inputs))
+    loss.backward()
+    assert abs(float(ours) - float(loss)) < 1e-5
+    expected = dict(theirs.named_parameters())
+    for name, parameter in model.named_parameters():
+        one, other = parameter.grad, expected[name].grad
+        if one is None or other is None:
+            assert one is other, name
+            continue
+        assert float((one - other).abs().max()) < 1e-5, name
+
+
+@pytest.mark.parametrize("family", families())
+def test_splits_of_a_batch_have_equal_gradients(family: str, made: Any, chats: Path) -> None:
+    processor = loaded(made(family), family)
+    data = prepare(Data.model_validate({"train": str(chats), "eval_size": 4}), processor, 0)
+    rows, model = rows_of(data, 6), model_of(made(family))
+    assert bind_head_loss(model) is None
+    model.train()
+    collate = ImageTextCollator(processor, 1, False, selects_rows=True)
+    items = sum(label != IGNORED for row in rows for label in row["labels"])
+
+    def gradient(parts: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        for part in parts:
+            batch = collate(part)
+            batch.pop("labels")
+            model(**batch, num_items_in_batch=items).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    whole, single = gradient([rows]), gradient([[row] for row in rows])
+    assert whole.keys() == single.keys()
+    for name, one in whole.items():
+        assert float((one - single[name]).abs().max()) < 1e-5, name
+
+
+@pytest.mark.parametrize("family", families())
+def test_every_parameter_has_a_role(family: str, made: Any) -> None:
+    model = model_of(made(family))
+    prefixes, found = vision_parts.prefixes_of(model), set()
+    for name, _ in model.named_parameters():
+        found.add(role := vision_parts.role_of(name, prefixes))
+        assert role, name
+    assert found == set(vision_parts.ROLES)
+    vision_parts.freeze(model, ["vision", "language"])
+    trained = {vision_parts.role_of(name, prefixes) for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"projector"}
