@@ -35,7 +35,7 @@ class BoxEncoder(ImageEncoder):
 
     def options(self, source: DataSource) -> dict[str, Any]:
         data = source.data
-        names = data.class_names or list(map(list, source.class_names.values()))
+        names: list[Any] = data.class_names or list(map(list, source.class_names.values()))
         form = {"box_format": data.box_format, "classes": names}
         return {"task": FORMAT, **form, **self.inputs, "write_version": WRITE_VERSION}
 

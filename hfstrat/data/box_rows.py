@@ -50,7 +50,7 @@ class BoxSource(ImageSource):
                     f"source, whose boxes are {found.form}; remove it"
                 )
             return cls(source, data, None, None, boxes=found)
-        layout = media_layout.find(source.path, key, folder_splits, cls.kind, needs_metadata=EXPECTED)
+        layout = media_layout.find(source.path, key, folder_splits, cls.kind, needs_metadata=f"with their boxes; {EXPECTED}")
         if layout is not None:
             return cls(source, data, None, None, layout=layout)
         if cls.kind.fits(source.path):

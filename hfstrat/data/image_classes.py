@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from hfstrat.recipe.data import Data
 class ImageEncoder(MediaEncoder):
     """Images with labels; rows depend on the number of patches alone."""
 
-    reading, opens = ImageFormat, ImageSource
+    reading: ClassVar[Any] = ImageFormat
+    opens = ImageSource
 
     @property
     def measure(self) -> ImageMeasure:

@@ -109,7 +109,7 @@ def find(source: str, key: str, splits: tuple[str, ...], kind: Kind, needs_metad
 
     Args:
         splits: words for the split to read, of which the first that is present is.
-        needs_metadata: what is expected where folders of classes are not enough, in words.
+        needs_metadata: where folders of classes are not enough: what metadata should be there for, and what is expected.
 
     Raises:
         UserError: a folder or an archive without them, or without the split.
@@ -175,7 +175,7 @@ def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...], kind
 
 def _check(layout: Layout, source: str, key: str, needs_metadata: str) -> None:
     if needs_metadata and not layout.metadata:
-        raise UserError(f"{key}: {source}: {len(layout.names):,} {layout.kind.plural} have no metadata.jsonl; {needs_metadata}")
+        raise UserError(f"{key}: {source}: {len(layout.names):,} {layout.kind.plural} have no metadata.jsonl {needs_metadata}")
     loose = [name for name in layout.names if "/" not in name]
     if loose and not layout.metadata:
         raise UserError(

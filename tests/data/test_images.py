@@ -551,7 +551,7 @@ def test_pillow_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'hfstrat\[vision\]'"):
-        image_files.check_installed()
+        image_files.check_installed("image-classification")
 
 
 def test_real_photographs_in_archives(shared: Path, processor: ImageProcessor) -> None:
