@@ -43,6 +43,7 @@ METRICS = {
     "balanced_accuracy": Metric("balanced accuracy", "balanced_accuracy", False),
     "auroc": Metric("AUROC, mean over classes", "roc_auc", False),
     "average_precision": Metric("average precision, mean over classes", "average_precision", False),
+    "eer": Metric("equal error rate", "eer", True),
     "mae": Metric("MAE", "mae", True),
     "rmse": Metric("RMSE", "rmse", True),
     "pearson": Metric("Pearson correlation", "pearsonr", False),

@@ -269,7 +269,8 @@ class Model(ABC):
 
     peft_type: str | None  # of PEFT's TaskType; None where PEFT has none for it
     reads_tokens: bool = True  # whether inputs are token ids of a vocabulary
-    sees_images: bool = False  # whether inputs have pixels, of which costs are not predicted
+    sees_images: bool = False  # whether inputs have pixels
+    has_predicted_costs: bool = True  # whether `advise` and `tune` predict its memory and time
     auto_class: str  # of transformers
     architecture: str | tuple[str, ...]  # the ends of the names of this task's model classes
     random_family: str = "llama"  # of a model with random weights, unless the recipe names one

@@ -25,6 +25,7 @@ from helpers.sounds import (
 
 from hfstrat.errors import RunError, UserError
 from hfstrat.recipe.load import load_recipe
+from hfstrat.run import page_data
 from hfstrat.tasks.audio_classification.processor import made
 
 SCRATCH: dict[str, Any] = {
@@ -82,13 +83,16 @@ def test_strategies_and_families(
 ) -> None:
     """The result learns, loads with plain transformers or PEFT, and is the trained model bit for bit."""
     more = {"audio": {"max_length": 1}} if family == "whisper" else {}
-    _, report = trained(tmp_path, model_of(family), sounds, strategy=STRATEGIES[strategy], **more)
+    folder, report = trained(tmp_path, model_of(family), sounds, strategy=STRATEGIES[strategy], **more)
     verified = report["result"]["verified"]
     assert verified["bit_equal"], verified
     losses = [report["result"]["measured"][ROWS][when]["loss"]["value"] for when in ("before", "after")]
     keeps = strategy == "head then full" or family == "whisper"  # the start, where four steps are too few to be better
     assert losses[1] < losses[0] or (keeps and losses[1] == losses[0])
     assert report["run"]["data"]["labels"]["training_rows"].keys() == set(CLASSES)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(part in page for part in ("Scores of each label", "Confusion matrix", page_data.ABOUT_FILES))
+    assert "hfstrat tune" not in page, "it refuses recordings"
 
 
 @pytest.mark.parametrize(("family", "strategy"), [("wav2vec2-group", "full"), ("whisper", "head"), ("ast", "scratch")])
