@@ -124,7 +124,7 @@ class Run:
             known = ", ".join(generation.How.__dataclass_fields__)
             raise UserError(f"generate: {error}; expected some of {known}") from None
         model, tokenizer = self._loaded
-        renderer = generation.renderer_of(artifact.task_of(self.target).rows, tokenizer, self._report, how.plain)
+        renderer = generation.renderer_of(tokenizer, self._report, how.plain, artifact.task_of(self.target).rows)
         inputs: list[Any] = [prompts] if isinstance(prompts, str | dict) else list(prompts)
         return list(generation.in_batches(model, renderer, [inference.with_images(self.target, one) for one in inputs], how))
 

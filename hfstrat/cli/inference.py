@@ -69,7 +69,7 @@ def generate(
     check_task(target, GENERATORS, IS_CLASSIFIER)
     model, tokenizer, report = load(target, quantization, spreads=True)
     task = task_of(target)
-    renderer = generation.renderer_of(task.rows, tokenizer, report, how.plain)
+    renderer = generation.renderer_of(tokenizer, report, how.plain, task.rows)
     if output is None:
         for prompt in inputs:
             if len(inputs) > 1:
@@ -121,7 +121,7 @@ def chat(target: str, how: How, quantization: str = "recorded", images: list[str
     check_task(target, GENERATORS, IS_CLASSIFIER)
     check_images(target, images)
     model, tokenizer, report = load(target, quantization, spreads=True)
-    renderer = generation.renderer_of(task_of(target).rows, tokenizer, report, plain=False)
+    renderer = generation.renderer_of(tokenizer, report, plain=False, rows=task_of(target).rows)
     if sees_images(target):
         _chat_with_images(model, renderer, how, list(images or []))
         return

@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train language models by a recipe that names a strategy: scratch, head, partial, full, lora or distill.",
+    help="Train language models by a recipe that names a strategy: scratch, head, partial, full, lora, peft or distill.",
 )
 recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List or copy the bundled recipes.")
 app.add_typer(recipes_app, name="recipes")

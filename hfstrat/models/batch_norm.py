@@ -1,7 +1,8 @@
-"""Batch norms on a CPU, whose backward pass is wrong in torch 2.13 for one image whose gradient is not contiguous.
+"""Batch and instance norms on a CPU, whose backward pass is wrong in torch 2.13 for one image whose gradient is not contiguous.
 
-`BatchNorm2d` reads a gradient `[1, C, H, W]` with the strides of channels-last as if it were contiguous: after
-`flatten(2).transpose(1, 2)`, as in RT-DETR and D-FINE, a pass of one image would get a wrong gradient, and a pass of two not.
+They read a gradient `[1, C, H, W]` with the strides of channels-last as if it were contiguous: after
+`flatten(2).transpose(1, 2)`, as in hybrids of convolutions and attention, a pass of one image would get a wrong gradient, and a
+pass of two not.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+AFFECTED = (nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
 
 def contiguous_gradients(model: nn.Module) -> Callable[[], None]:
-    """Give the batch norms of a model contiguous gradients, by hooks; returns what removes them."""
-    handles = [module.register_forward_hook(_on_output) for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    """Give these norms of a model contiguous gradients, by hooks; returns what removes them."""
+    handles = [module.register_forward_hook(_on_output) for module in model.modules() if isinstance(module, AFFECTED)]
 
     def undo() -> None:
         for handle in handles:
@@ -25,8 +28,8 @@ def contiguous_gradients(model: nn.Module) -> Callable[[], None]:
 
 
 def _on_output(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-    if output.requires_grad and output.shape[0] == 1:
-        output.register_hook(_contiguous)  # type: ignore[no-untyped-call]
+    if output.requires_grad and output.shape[0] == 1 and output.device.type == "cpu":
+        output.register_hook(_contiguous)
 
 
 def _contiguous(gradient: torch.Tensor) -> torch.Tensor:

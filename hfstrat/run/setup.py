@@ -17,7 +17,7 @@ from hfstrat import strategies
 from hfstrat.data.prepare import PreparedData as Data
 from hfstrat.errors import UserError
 from hfstrat.evaluation.simple_models import SimpleModel
-from hfstrat.models import blocks, load
+from hfstrat.models import batch_norm, blocks, load
 from hfstrat.models.load import Base
 from hfstrat.models.loss_kernels import choose_for, kernel_name
 from hfstrat.objectives import Objective, objective_of, task_of
@@ -200,7 +200,8 @@ def build_model(
     built = strategy.build(base, rows)
     load.set_precision(built.model, dtype)
     blocks.keep_statistics(built.model)
-    return base, built, probe, simple
+    undo_hooks = batch_norm.contiguous_gradients(built.model)
+    return base, built._replace(data=built.data.with_undo(undo_hooks)), probe, simple
 
 
 def check_same_data(data: Data, checkpoint: Path | None, stored: dict[str, Any]) -> None:

@@ -133,19 +133,20 @@ class How:
         return {**prompt, "messages": messages} if isinstance(prompt, dict) else messages
 
 
-def renderer_of(rows: Rows, tokenizer: Any, report: Report | None, plain: bool) -> Any:
+def renderer_of(tokenizer: Any, report: Report | None, plain: bool, rows: Rows | None = None) -> Any:
     """What turns prompts into ids as they were in training: the run's template, or the tokenizer's own.
 
     Args:
-        rows: of the model's task.
+        rows: of the model's task, by default one of text.
     """
-    from hfstrat.data.render import TEMPLATES
+    from hfstrat.data.render import TEMPLATES, Renderer
 
     template = report.run.recipe.data.template if report else "auto"
     if template not in TEMPLATES:  # a file's template is the tokenizer's own now
         template = "chat"
     options = report.run.recipe.data.chat_template_kwargs if report and not plain else None
-    renderer = rows.renderer(tokenizer, "plain" if plain else template, options)
+    made: Any = rows.renderer if rows is not None else lambda words, form, given: Renderer(words, form, options=given)
+    renderer = made(tokenizer, "plain" if plain else template, options)
     data = report.run.data if report else None
     renderer.continues_text = plain or (data is not None and data.train.format == "text")
     return renderer

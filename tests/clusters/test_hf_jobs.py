@@ -20,6 +20,8 @@ from huggingface_hub import JobHardware
 from hfstrat.clusters import hf_jobs
 from hfstrat.errors import UserError
 
+pytest_plugins = ["helpers.launches"]
+
 ON = ("--on", "hf-jobs", "--flavor", "cpu-basic", "--time", "1h", "--package", "hfstrat==0.1.0")
 
 

@@ -18,6 +18,8 @@ from hfstrat.clusters import paths, prices
 from hfstrat.errors import UserError
 from hfstrat.recipe.schema import Recipe
 
+pytest_plugins = ["helpers.launches"]
+
 SLURM = ("--on", "slurm", "--gpus", "0")
 HF = ("--on", "hf-jobs", "--flavor", "cpu-basic", "--time", "1h", "--package", "hfstrat==0.1.0", "--upload")
 SKY = ("--on", "skypilot", "--gpus", "0", "--package", "hfstrat==0.1.0")
@@ -158,8 +160,8 @@ def test_a_volume_has_what_is_not_here(launch: Any, source: str, capsys: pytest.
 def test_every_text_of_the_schema_is_a_path_or_is_not() -> None:
     """A new key whose values may be files has to be named, or its files would not be copied."""
     no_paths = (
-        "add_tokens attn_implementation budget columns config eval_split max_time model_type modules_to_save output_dir "
-        "parameters pattern patterns prompts regex repo_id revision skip_modules special_tokens split "
+        "add_tokens attn_implementation budget class_names columns config eval_split max_time model_type modules_to_save "
+        "output_dir parameters pattern patterns prompts regex repo_id revision skip_modules special_tokens split "
         "target_modules target_parameters"
     )
     schema = Recipe.model_json_schema()

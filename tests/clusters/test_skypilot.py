@@ -20,6 +20,8 @@ from hfstrat.clusters import skypilot
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_recipe
 
+pytest_plugins = ["helpers.launches"]
+
 PACKAGE = ("--package", "hfstrat==0.1.0")
 VALIDATE = """
 import json, sys

@@ -22,6 +22,8 @@ from hfstrat.clusters import slurm
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_recipe
 
+pytest_plugins = ["helpers.launches"]
+
 VENV = ("--venv", "stub/venv")
 SLOW = 400.0  # seconds to wait for a real session on a busy machine
 

@@ -265,6 +265,7 @@ def test_real_files(shared: Path, name: str) -> None:
     assert stats.rows_kept == stats.rows_read
 
 
+@pytest.mark.slow
 def test_the_demo_text_contains_each_topic_and_docstring_once(tmp_path: Path, run_script: Callable[..., str]) -> None:
     run_script("demo_text.py", str(tmp_path))
     texts = [
@@ -277,6 +278,7 @@ def test_the_demo_text_contains_each_topic_and_docstring_once(tmp_path: Path, ru
     assert any('The "if" statement' in text for text in (*texts[0], *texts[1]))
 
 
+@pytest.mark.slow
 def test_the_demo_data_come_from_the_standard_library(tmp_path: Path, run_script: Callable[..., str]) -> None:
     run_script("demo_data.py", str(tmp_path))
     parts = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()] for name in ("train", "eval")}

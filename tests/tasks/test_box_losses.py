@@ -10,6 +10,7 @@ import torch
 from helpers.detectors import CLASSES, FAMILIES, SIDE, config_of
 from torch import nn
 
+from hfstrat.models.batch_norm import contiguous_gradients
 from hfstrat.models.transformers_source import families_of
 from hfstrat.tasks.object_detection.class_layers import arrange, class_layers
 from hfstrat.tasks.object_detection.families import FAMILIES as KNOWN
@@ -82,7 +83,7 @@ def test_equal_splits_have_equal_gradients(family: str, precision: torch.dtype) 
     model = make(family)
     with torch.no_grad():
         own = float(model(pixel_values=batch()[0], labels=targets_of(*batch()[1:])).loss)
-    undo = bind(model)
+    undo, free = bind(model), contiguous_gradients(model)
     loss, whole = gradients(model, [[0, 1, 2, 3]])
     near = 1e-3 if precision == torch.float32 else 1e-9
     assert loss == pytest.approx(own, rel=1e-5 if precision == torch.float32 else 1e-9), "one pass: transformers' own loss"
@@ -93,6 +94,7 @@ def test_equal_splits_have_equal_gradients(family: str, precision: torch.dtype) 
         off = max(float((gradient - split.get(name, torch.zeros(()))).abs().max()) for name, gradient in whole.items())
         assert off < near * largest, (parts, off, largest)
     undo()
+    free()
     assert "forward" not in vars(model)
     with torch.no_grad():
         assert float(model(pixel_values=batch()[0], labels=targets_of(*batch()[1:])).loss) == own

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 
 from hfstrat.data.render import IGNORED
-from hfstrat.models.batch_norm import contiguous_gradients
 from hfstrat.tasks.object_detection.families import DISTRIBUTION, FOCAL, GROUPED, SOFTMAX, VARIFOCAL
 
 Targets = list[dict[str, torch.Tensor]]
@@ -59,7 +58,6 @@ def bind(model: Any) -> Callable[[], None]:
         What undoes it.
     """
     forward, sums = model.forward, SUMS_OF[model.config.model_type]
-    free = contiguous_gradients(model)
 
     def bound(
         pixel_values: torch.Tensor,
@@ -81,7 +79,6 @@ def bind(model: Any) -> Callable[[], None]:
     model.forward, model.loss_function = bound, loss_function
 
     def undo() -> None:
-        free()
         del model.forward, model._loss_function
 
     return undo

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import engines
 
+from helpers import engines
 from hfstrat.cli import main
 from hfstrat.clusters import hf_jobs, slurm
 
