@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,25 @@ def test_split_cuts_between_turns_and_never_an_image(llava: ChatProcessor, tmp_p
     for row in data.train:
         assert row["input_ids"].count(llava.image_ids[0]) == 16 * len(row["images"]) == row["image_tokens"]
         assert "the hat" in llava.decode(row["input_ids"])
+
+
+def test_an_unrolled_conversation_is_split_once(tmp_path: Path) -> None:
+    """A template that renders earlier answers differently makes a row for each answer; several of them may be too long."""
+    tokenizer = tokenizer_of("llava")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m['role'] }}\n", "{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}the {% endif %}"
+    )
+    processor = ChatProcessor(processor_of("llava", tokenizer))
+    (tmp_path / "a.png").write_bytes(png())
+    source = str(write(tmp_path, [talk(6, 4)]))
+    settings = {"train": source, "eval": source, "train_on": "assistant"}
+    whole = prepare(Data.model_validate({**settings, "max_length": 1000}), processor, 0)
+    assert len(whole.train) == 6
+    data = prepare(Data.model_validate({**settings, "max_length": 90, "overflow": "split"}), processor, 0)
+    assert max(data.lengths) <= 90
+    asked = [re.findall(r"q\d", processor.decode(row["input_ids"]))[-1] for row in data.train]
+    assert sorted(asked) == [f"q{number}" for number in range(6)]
+    assert data.statistics["train"].rows_split == 1
 
 
 Case = tuple[Callable[[Any], Any], list[str]]
