@@ -334,6 +334,16 @@ BAD: dict[str, Case] = {
     "all parts frozen": bad_recipe(
         "freeze", "nothing is trained", strategy={"name": "full", "freeze": ["vision", "projector", "language"]}
     ),
+    "parts of an existing adapter": bad_recipe(
+        "an existing adapter has its own freeze", strategy={"name": "lora", "adapter": "somewhere", "freeze": ["language"]}
+    ),
+    "features of the tower with partial": bad_recipe(
+        "image.precompute", "set strategy.precompute", strategy="partial", image={"precompute": True}
+    ),
+    "layer_decay": bad_recipe("strategy.layer_decay", "one stack", strategy={"name": "partial", "layer_decay": 0.9}),
+    "gradual_unfreezing": bad_recipe(
+        "strategy.gradual_unfreezing", "one stack", strategy={"name": "partial", "gradual_unfreezing": {"every": 2}}
+    ),
     "an unknown part": bad_recipe("freeze", "vision", strategy={"name": "full", "freeze": ["eyes"]}),
     "parts of a causal LM": bad_recipe(
         "freeze", "image-text-to-text", strategy={"name": "full", "freeze": []}, task="causal-lm"
