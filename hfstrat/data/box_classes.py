@@ -24,7 +24,7 @@ from hfstrat.recipe.data import Data
 if TYPE_CHECKING:
     from datasets import Dataset
 
-WRITE_VERSION = 1  # of how images and boxes become rows: increase it where that changes
+WRITE_VERSION = 2  # of how images and boxes become rows: increase it where that changes
 SMALL, LARGE = 32**2, 96**2  # pixels of the area of a box: between them it is medium, as in COCO
 
 

@@ -32,16 +32,22 @@ EXPECTED = (
     "label files"
 )
 
+STATED_SIZE = "_size"  # in `objects` of a COCO file: width and height of the image that the boxes are of
+
 Corners = tuple[float, float, float, float]
 
 
 class LabeledBoxes(NamedTuple):
-    """A row: where its image is, its boxes as the data have them, and the name of the class of each box."""
+    """A row: where its image is, its boxes as the data have them, and the name of the class of each box.
+
+    `size` are width and height of the image that the boxes are of, where the data have them.
+    """
 
     file: MediaRef
     boxes: list[tuple[float, ...]]
     labels: list[str]
     changes: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
 
     @property
     def prompt(self) -> MediaRef:
@@ -122,8 +128,9 @@ class BoxFormat(Reading):
             raise BadRow(f"it has {len(boxes)} boxes ('{self.boxes}') and {len(given)} classes ('{self.categories}')")
         labels = [self._label(value) for value in given]
         changes = (STRIPPED,) if any(isinstance(each, str) and each != each.strip() for each in given) else ()
-        file = file_of(named.get(self.image), self.image, IMAGE)
-        return LabeledBoxes(file, [four_numbers(box, self.boxes) for box in boxes], labels, changes)
+        file, size = file_of(named.get(self.image), self.image, IMAGE), objects.get(STATED_SIZE) if self.nested else None
+        known = tuple(size) if size and all(isinstance(side, int) and side > 0 for side in size) else None
+        return LabeledBoxes(file, [four_numbers(box, self.boxes) for box in boxes], labels, changes, known)  # type: ignore[arg-type]
 
     def _label(self, value: Any) -> str:
         names = self.class_names

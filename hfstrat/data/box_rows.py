@@ -104,6 +104,7 @@ class Counted:
     kept: int = 0
     empty: int = 0  # images without boxes in the data
     emptied: int = 0  # images of which no box is left
+    resized: list[str] = field(default_factory=list)  # images of another size than that their boxes are of
     evidence: Evidence = field(default_factory=Evidence)
 
     def note(self, what: str, image: str) -> None:
@@ -111,6 +112,16 @@ class Counted:
         seen = self.images.setdefault(what, [])
         if image not in seen and len(seen) < SHOWN:
             seen.append(image)
+
+    def check_sizes(self, source: str, images: int) -> list[str]:
+        """A warning of images with another size than the data say. Raises UserError where they are too many."""
+        if not self.resized:
+            return []
+        count, shown = len(self.resized), "; ".join(self.resized[:SHOWN])
+        text = f"{plural(count, 'image')} of another size than the data say, so that the boxes do not fit: {shown}"
+        if count > MOST_UNUSABLE * images:
+            raise UserError(f"{source}: {text}. Save the images as they were annotated, or correct the boxes and sizes")
+        return [f"warning: {text}"]
 
     def lines(self) -> list[str]:
         """What to know about the boxes, in words."""
@@ -159,19 +170,24 @@ def write(rows: Iterable[Row], reading: BoxFormat, measure: ImageMeasure, target
     form = "xywh" if reading.box_format == "auto" else reading.box_format
 
     def more(example: LabeledBoxes, width: int, height: int) -> tuple[list[str], tuple[Any, ...]]:
+        if example.size not in (None, (width, height)):
+            why = " (an EXIF rotation is applied)" if example.size == (height, width) else ""
+            stated = " x ".join(map(str, example.size or ()))
+            counted.resized.append(f"{example.file.name} is {width} x {height} and not {stated} pixels{why}")
         kept = usable(example, form, width, height, counted)
         return [label for _, label in kept], ([number for box, _ in kept for number in box],)
 
     stats = media_rows.write(rows, reading, measure, target, schema(), more)
+    stats.warnings += counted.check_sizes(reading.source, stats.rows_read)
     stats.warnings += counted.evidence.check(reading.source, reading.box_format, reading.fixed)
     left_out = sum(counted.names.get(what, 0) for what in (FLAT, OUTSIDE))
     total = counted.kept + left_out
     if left_out > MOST_UNUSABLE * total:
         what = FLAT if counted.names.get(FLAT, 0) >= counted.names.get(OUTSIDE, 0) else OUTSIDE
+        cure = "Correct or remove them" if reading.fixed else f"Are their numbers {form}? Else set data.box_format"
         raise UserError(
             f"{reading.source}: {left_out:,} of {total:,} boxes have no area or lie outside of their image, such as in "
-            f"{counted.images[what][0]}; at most {MOST_UNUSABLE:.0%} may be left out. Are their numbers {form}? Else set "
-            "data.box_format"
+            f"{counted.images[what][0]}; at most {MOST_UNUSABLE:.0%} may be left out. {cure}"
         )
     if not total:
         raise UserError(f"{reading.source}: no image has a box; {EXPECTED}")

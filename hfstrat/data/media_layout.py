@@ -87,9 +87,21 @@ class Layout:
             found.append((name, stat.st_size, stat.st_mtime_ns))
         return found
 
+    def _unnamed(self) -> list[str]:
+        """Images that the metadata do not name."""
+        folder, named = PurePosixPath(self.metadata).parent, set[str]()
+        for row in self._read_metadata():
+            several = row.get("images")
+            for each in (row.get(FILE_NAME), *(several if isinstance(several, list) else ())):
+                named |= {str(folder / each)} if isinstance(each, str) else set()
+        return [name for name in self.names if name not in named]
+
     def remarks(self) -> list[str]:
         """What is in the folder and is not read."""
         lines = []
+        if self.metadata and (unnamed := self._unnamed()):
+            shown = ", ".join(unnamed[:SHOWN]) + (", ..." if len(unnamed) > SHOWN else "")
+            lines.append(f"warning: {len(unnamed):,} images are not read, since {self.metadata} does not name them: {shown}")
         if self.others:
             shown = ", ".join(self.others[:SHOWN]) + (", ..." if len(self.others) > SHOWN else "")
             lines.append(f"{len(self.others):,} files that are no {self.kind.plural} are not read: {shown}")

@@ -122,7 +122,7 @@ LoraInit = Literal[True, "gaussian", "orthogonal", "pissa", "pissa_niter_16", "o
 CHANGES_BASE = ("pissa", "olora")  # initializations that subtract the new adapter from the base weights
 OF_THE_ADAPTER = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters"),
-    *("use_dora", "use_rslora", "init_lora_weights", "modules_to_save"),
+    *("use_dora", "use_rslora", "init_lora_weights", "modules_to_save", "freeze"),
 )
 
 

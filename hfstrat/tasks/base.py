@@ -217,6 +217,10 @@ class Rows(ABC):
     def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
         """An example of this length that costs as much memory as any."""
 
+    def check_sharded(self, data: Any) -> None:
+        """Refuse data on which processes with shards of the model would wait for each other forever. Raises UserError."""
+        return
+
     def longest(self, data: PreparedData) -> int:
         """Tokens of the longest sequence that a model is given."""
         return int(max(data.lengths.max(), data.eval_lengths.max()))
@@ -548,6 +552,17 @@ class Task(ABC):
     def check(self, recipe: Recipe) -> None:
         """Refuse settings that do not apply to this task, before torch. Raises UserError."""
         return
+
+
+def check_one_stack(recipe: Recipe, but: str) -> None:
+    """Refuse settings of `partial` by the depth of a block, for models of several stacks. Raises UserError.
+
+    Args:
+        but: which stacks a model of the task has, as a sentence.
+    """
+    for key, default in (("layer_decay", 1.0), ("gradual_unfreezing", None)):
+        if getattr(recipe.strategy, key, default) != default:
+            raise UserError(f"strategy.{key}: it counts the blocks of one stack, and {but}; remove it")
 
 
 def ratios(columns: dict[str, np.ndarray], metrics: Mapping[str, Callable[[dict[str, float]], float]]) -> Score:

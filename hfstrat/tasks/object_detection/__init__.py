@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 from hfstrat.data.box_format import OUR_COLUMNS, BoxFormat
 from hfstrat.data.box_rows import BoxSource
 from hfstrat.errors import UserError
-from hfstrat.tasks.base import Metrics, Quality, Score, Values
+from hfstrat.tasks.base import Metrics, Quality, Score, Values, check_one_stack
 from hfstrat.tasks.heads import continued, names_of
 from hfstrat.tasks.image_classification import ImageModel, ImageRows, ImageTask, ImageText
 from hfstrat.tasks.media import outputs_of
@@ -391,14 +391,9 @@ class ObjectDetection(ImageTask):
     def check(self, recipe: Recipe) -> None:
         super().check(recipe)
         check_matching()
-        strategy, training = recipe.strategy, recipe.training
-        if training.class_weights is not None:
+        if recipe.training.class_weights is not None:
             raise UserError(f"training.class_weights: it is for classifiers; remove it for task: {self.name}")
-        for key, default in (("layer_decay", 1.0), ("gradual_unfreezing", None)):
-            if getattr(strategy, key, default) != default:
-                raise UserError(
-                    f"strategy.{key}: it counts the blocks of one stack, and a detector has a backbone and a decoder; remove it"
-                )
+        check_one_stack(recipe, "a detector has a backbone and a decoder")
 
 
 def check_matching() -> None:
