@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from hfstrat.data.image_files import ImageRef, is_image
+from hfstrat.data.box_format import STATED_SIZE
+from hfstrat.data.image_files import IMAGE, ImageRef
 from hfstrat.data.sources import SPLITS
 from hfstrat.errors import UserError, first_line
 
@@ -96,6 +97,7 @@ def _coco(file: Path, source: str, key: str) -> BoxLayout | None:
         raise UserError(f"{key}: {source}: a COCO file without the list {lacking[0]}; expected {', '.join(COCO_KEYS)}")
     names = _coco_names(content["categories"], source, key)
     known, boxes, lines = _coco_boxes(content, names, source, key)
+    sizes = {one["id"]: [one.get("width"), one.get("height")] for one in content["images"]}
     folder = _image_folder(file, list(known.values()), source, key)
     used = {label for labels in boxes.values() for _, label in labels}
     if unused := [name for name in names.values() if name not in used]:
@@ -106,6 +108,7 @@ def _coco(file: Path, source: str, key: str) -> BoxLayout | None:
         for number, name in known.items():
             found = boxes.get(number, [])
             objects = {"bbox": [box for box, _ in found], "categories": [label for _, label in found]}
+            objects[STATED_SIZE] = sizes[number]
             yield {"image": ImageRef(str(folder / name)), "objects": objects}
 
     return BoxLayout(file, "xywh", rows, [file, *(folder / name for name in known.values())], len(known), lines)
@@ -201,7 +204,7 @@ def _yolo_images(base: Path, entry: str, file: Path, key: str) -> list[Path]:
     if found.is_file():
         lines = [line.strip() for line in found.read_text(encoding="utf-8").splitlines() if line.strip()]
         return [path if (path := Path(line)).is_absolute() else (found.parent / line) for line in lines]
-    return sorted(path for path in found.rglob("*") if path.is_file() and is_image(path.name))
+    return sorted(path for path in found.rglob("*") if path.is_file() and IMAGE.fits(path.name))
 
 
 def _yolo_names(names: Any, file: Path, key: str) -> list[str] | None:
@@ -223,7 +226,7 @@ def _yolo_folders(folder: Path, splits: tuple[str, ...]) -> list[Path]:
             folder / "images",
         ):
             if place.is_dir() and _labels_of(place).is_dir():
-                return sorted(path for path in place.rglob("*") if path.is_file() and is_image(path.name))
+                return sorted(path for path in place.rglob("*") if path.is_file() and IMAGE.fits(path.name))
     return []
 
 
@@ -243,8 +246,9 @@ def _yolo(root: Path, images: list[Path], names: list[str] | None, source: str, 
     labels = [_labels_of(image).with_suffix(".txt") for image in images]
     if not any(file.is_file() for file in labels):
         raise UserError(f"{key}: {source}: no image has a label file; looked for {labels[0]} and others")
-    folder = root if root.is_dir() else root.parent
+    folder, files = root if root.is_dir() else root.parent, [root, *images, *labels]
     if names is None and (file := next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)):
+        files.append(file)
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -253,7 +257,7 @@ def _yolo(root: Path, images: list[Path], names: list[str] | None, source: str, 
 
     missing = sum(not file.is_file() for file in labels)
     lines = [f"{missing:,} images have no label file, which means no boxes"] if missing else []
-    return BoxLayout(root, "cxcywh", rows, [root, *images, *labels], len(images), lines)
+    return BoxLayout(root, "cxcywh", rows, files, len(images), lines)
 
 
 def _read_labels(file: Path, names: list[str] | None) -> dict[str, Any]:

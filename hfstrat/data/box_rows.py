@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,11 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.data import box_layout, features, image_layout, readers
+from hfstrat.data import box_layout, features, media_layout, media_rows
 from hfstrat.data.box_format import EXPECTED, BoxFormat, Corners, Evidence, LabeledBoxes, corners
 from hfstrat.data.box_layout import BoxLayout
-from hfstrat.data.image_files import is_image
-from hfstrat.data.image_rows import ImageSource, example_of, write_images
+from hfstrat.data.image_rows import ImageMeasure, ImageSource
 from hfstrat.data.sources import splits_of
 from hfstrat.data.stats import Statistics
 from hfstrat.data.values import Row
@@ -52,10 +50,10 @@ class BoxSource(ImageSource):
                     f"source, whose boxes are {found.form}; remove it"
                 )
             return cls(source, data, None, None, boxes=found)
-        layout = image_layout.find(source.path, key, folder_splits, needs_metadata=EXPECTED)
+        layout = media_layout.find(source.path, key, folder_splits, cls.kind, needs_metadata=f"with their boxes; {EXPECTED}")
         if layout is not None:
             return cls(source, data, None, None, layout=layout)
-        if is_image(source.path):
+        if cls.kind.fits(source.path):
             raise UserError(f"{key}: {source.path}: images alone have no boxes; {EXPECTED}")
         opened = ImageSource.open(source, data, key)
         return cls(source, data, opened.files, opened.hub)
@@ -90,15 +88,6 @@ class BoxSource(ImageSource):
         return list(self.boxes.lines) if self.boxes is not None else super().remarks()
 
 
-def check_source(source: Source, data: Data, key: str, reader: Any) -> None:
-    """Refuse a local source without images and boxes, or whose first rows cannot be read, before torch. Raises UserError."""
-    opened = BoxSource.open(source, data, key)
-    opened.detect = reader
-    rows, reading = opened.read()
-    for index, row in enumerate(itertools.islice(rows, readers.HEAD_ROWS)):
-        example_of(row, reading, index)
-
-
 def schema() -> pyarrow.Schema:
     """The columns of prepared rows beside those of images: `boxes` has left, top, right and bottom of each, in pixels."""
     import pyarrow as pa
@@ -115,6 +104,7 @@ class Counted:
     kept: int = 0
     empty: int = 0  # images without boxes in the data
     emptied: int = 0  # images of which no box is left
+    resized: list[str] = field(default_factory=list)  # images of another size than that their boxes are of
     evidence: Evidence = field(default_factory=Evidence)
 
     def note(self, what: str, image: str) -> None:
@@ -122,6 +112,16 @@ class Counted:
         seen = self.images.setdefault(what, [])
         if image not in seen and len(seen) < SHOWN:
             seen.append(image)
+
+    def check_sizes(self, source: str, images: int) -> list[str]:
+        """A warning of images with another size than the data say. Raises UserError where they are too many."""
+        if not self.resized:
+            return []
+        count, shown = len(self.resized), "; ".join(self.resized[:SHOWN])
+        text = f"{plural(count, 'image')} of another size than the data say, so that the boxes do not fit: {shown}"
+        if count > MOST_UNUSABLE * images:
+            raise UserError(f"{source}: {text}. Save the images as they were annotated, or correct the boxes and sizes")
+        return [f"warning: {text}"]
 
     def lines(self) -> list[str]:
         """What to know about the boxes, in words."""
@@ -139,7 +139,7 @@ class Counted:
 def usable(example: LabeledBoxes, form: str, width: int, height: int, counted: Counted) -> list[tuple[Corners, str]]:
     """The boxes of an image as clipped corners with their classes; those without area or outside are counted and left out."""
     kept: list[tuple[Corners, str]] = []
-    name = example.image.name
+    name = example.file.name
     for box, label in zip(example.boxes, example.labels, strict=True):
         left, top, right, bottom = whole = corners(box, form, width, height)
         if right <= left or bottom <= top:
@@ -159,8 +159,8 @@ def usable(example: LabeledBoxes, form: str, width: int, height: int, counted: C
     return kept
 
 
-def write(rows: Iterable[Row], reading: BoxFormat, length: int, target: Path) -> Statistics:
-    """Write the prepared rows (`image_rows.schema` and `boxes`) and return their statistics.
+def write(rows: Iterable[Row], reading: BoxFormat, measure: ImageMeasure, target: Path) -> Statistics:
+    """Write the prepared rows (`media_rows.schema` and `boxes`) and return their statistics.
 
     Raises:
         UserError: rows that do not fit their format, too many images that cannot be read, boxes that are not what the format
@@ -170,19 +170,24 @@ def write(rows: Iterable[Row], reading: BoxFormat, length: int, target: Path) ->
     form = "xywh" if reading.box_format == "auto" else reading.box_format
 
     def more(example: LabeledBoxes, width: int, height: int) -> tuple[list[str], tuple[Any, ...]]:
+        if example.size not in (None, (width, height)):
+            why = " (an EXIF rotation is applied)" if example.size == (height, width) else ""
+            stated = " x ".join(map(str, example.size or ()))
+            counted.resized.append(f"{example.file.name} is {width} x {height} and not {stated} pixels{why}")
         kept = usable(example, form, width, height, counted)
         return [label for _, label in kept], ([number for box, _ in kept for number in box],)
 
-    stats = write_images(rows, reading, length, target, schema(), more)
+    stats = media_rows.write(rows, reading, measure, target, schema(), more)
+    stats.warnings += counted.check_sizes(reading.source, stats.rows_read)
     stats.warnings += counted.evidence.check(reading.source, reading.box_format, reading.fixed)
     left_out = sum(counted.names.get(what, 0) for what in (FLAT, OUTSIDE))
     total = counted.kept + left_out
     if left_out > MOST_UNUSABLE * total:
         what = FLAT if counted.names.get(FLAT, 0) >= counted.names.get(OUTSIDE, 0) else OUTSIDE
+        cure = "Correct or remove them" if reading.fixed else f"Are their numbers {form}? Else set data.box_format"
         raise UserError(
             f"{reading.source}: {left_out:,} of {total:,} boxes have no area or lie outside of their image, such as in "
-            f"{counted.images[what][0]}; at most {MOST_UNUSABLE:.0%} may be left out. Are their numbers {form}? Else set "
-            "data.box_format"
+            f"{counted.images[what][0]}; at most {MOST_UNUSABLE:.0%} may be left out. {cure}"
         )
     if not total:
         raise UserError(f"{reading.source}: no image has a box; {EXPECTED}")

@@ -17,10 +17,11 @@ import numpy as np
 
 from hfstrat.data.coverage import Notes
 from hfstrat.data.formats import hash_text
-from hfstrat.data.image_files import Unreadable, decode
-from hfstrat.data.image_messages import MARK, ImageExample, ImageTextFormat, ImageTextSource, example_of
+from hfstrat.data.image_files import IMAGE, decode
+from hfstrat.data.image_messages import MARK, ImageExample, ImageTextFormat, ImageTextSource
 from hfstrat.data.image_render import Encoded, ImageRenderer
-from hfstrat.data.image_rows import check_unreadable
+from hfstrat.data.media_files import Unreadable
+from hfstrat.data.media_rows import check_unreadable, example_of
 from hfstrat.data.prepare import PreparedData, RowEncoder, divide, evaluation_fields
 from hfstrat.data.render import RENDER_VERSION, TEMPLATES
 from hfstrat.data.sources import DataSource
@@ -36,7 +37,7 @@ from hfstrat.recipe.format import plural
 if TYPE_CHECKING:
     import pyarrow
 
-WRITE_VERSION = 1  # of how rows are written: increase it where that changes
+WRITE_VERSION = 2  # of how rows are written: increase it where that changes
 BATCH = 64  # rows rendered at a time
 
 
@@ -99,7 +100,7 @@ class ChatWriter:
             writer.flush()
         self.stats.sha256 = writer.digest.hexdigest()
         take_notes(self.stats, self.renderer)
-        check_unreadable(self.stats, self.bad)
+        check_unreadable(self.stats, self.bad, IMAGE)
         check(self.stats, self.long_rows, self.data)
         return self.stats
 
@@ -116,7 +117,11 @@ class ChatWriter:
             return []
         try:
             encoded = [each for each in self.renderer.rows_of(example, images.sizes) if is_supervised(each[:2])]
-            kept = [(one, ids) for each in encoded for one, ids in self._fit(example, each, images, where)]
+            if self.data.overflow == "split" and any(len(each.ids) > self.data.max_length for each in encoded):
+                kept = self._split(example, images, where)  # of an unrolled conversation once, not for each long row
+                stats.rows_split += 1
+            else:
+                kept = [(one, ids) for each in encoded for one, ids in self._fit(each, where)]
         except BadRow as error:
             raise UserError(f"{where}: {error}") from None
         if not example.has_target:
@@ -166,17 +171,13 @@ class ChatWriter:
         content = int.from_bytes(digest.digest()[:8], "little", signed=True) if sizes else 0
         return _Images(sizes, content, changes)
 
-    def _fit(self, example: ImageExample, one: Encoded, images: _Images, where: str) -> list[tuple[Encoded, range]]:
-        """A row within `max_length`, as one part, several or none, each with which images it has. Raises UserError."""
+    def _fit(self, one: Encoded, where: str) -> list[tuple[Encoded, range]]:
+        """A row within `max_length`, or none, with which images it has. Raises UserError."""
         limit, overflow, length = self.data.max_length, self.data.overflow, len(one.ids)
         if length <= limit:
             return [(one, range(len(one.spans)))]
         if overflow == "error":
             raise UserError(f"{where}: {self._size(one)}, more than data.max_length = {limit} (data.overflow: error)")
-        if overflow == "split":
-            parts = self._split(example, images, where)
-            self.stats.rows_split += 1
-            return parts
         cut = limit if overflow == "truncate" else 0
         if overflow == "truncate" and any(end > limit for _, end in one.spans):
             raise self._too_long(one, where, "split between turns, or drop")
@@ -316,12 +317,12 @@ class ImageTexts(PreparedData):
     @classmethod
     def of(cls, fields: dict[str, Any]) -> ImageTexts:
         """With the counts of the training rows."""
-        table = fields["train"].select_columns(["images", "image_tokens"]).with_format("arrow")
+        import pyarrow.compute as pc
+
+        table = fields["train"].select_columns(["spans", "image_tokens"]).with_format("arrow")  # not the bytes of images
         images, tokens = list[np.ndarray](), list[np.ndarray]()
         for batch in table.iter(10_000):
-            import pyarrow.compute as pc
-
-            images.append(pc.list_value_length(batch["images"]).to_numpy())
+            images.append(pc.list_value_length(batch["spans"]).to_numpy() // 2)
             tokens.append(batch["image_tokens"].to_numpy())
         return cls(**fields, counts={"images": np.concatenate(images), "image_tokens": np.concatenate(tokens)})
 

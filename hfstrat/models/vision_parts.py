@@ -6,7 +6,7 @@ decides, since some families have the projector inside of the tower.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hfstrat.errors import UserError
@@ -74,6 +74,37 @@ def freeze(model: Any, roles: Iterable[str]) -> None:
         raise UserError(
             f"strategy.freeze: this {model.config.model_type} model has no part {', '.join(sorted(missing))}; remove it"
         )
+
+
+OUTPUTS = ("total", "loss", "logits")  # what a loss is computed from
+
+
+def use_all(model: Any) -> Callable[[], None]:
+    """Give every trainable parameter behind images a gradient in each training pass, by a hook; returns what removes it.
+
+    A batch without images does not use them: their gradient is then zero, as that of images without loss. Of several processes
+    each has to reduce all gradients, also those of the last blocks of a tower of which an earlier layer is read.
+    """
+    prefixes = FAMILIES.get(str(model.config.model_type))
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        import torch
+        from torch import distributed
+
+        several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        without = kwargs.get("pixel_values") is None
+        if not (module.training and torch.is_grad_enabled() and (without or several)):
+            return
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        behind = [p for name, p in named if prefixes is None or role_of(name, prefixes) != LANGUAGE]
+        if not behind:
+            return
+        zero = torch.stack([p.flatten()[0].float() for p in behind]).sum() * 0
+        for key in OUTPUTS:
+            if isinstance(value := output.get(key), torch.Tensor):
+                output[key] = value + zero.to(value)
+
+    return model.register_forward_hook(hook, with_kwargs=True).remove  # type: ignore[no-any-return]
 
 
 def module_of(model: Any, role: str) -> tuple[str, Any] | None:

@@ -191,6 +191,8 @@ def build_model(
     load.check_context(base.model, task.rows.longest(data), answers=task.rows.answer_tokens)
     task.model.bind_loss(base)  # before anything wraps the model
 
+    if is_sharded():
+        task.rows.check_sharded(data)
     collate = task.rows.collator(base, data, tokenizer, multiple_for(args.device))
     group, probe = ProcessGroup.current(), task.rows.probe(data, collate)
     rows = TrainData(data.train, data.eval, collate, plan, dtype, args.device, screen, group=group)

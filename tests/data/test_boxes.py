@@ -398,6 +398,49 @@ def test_crowds_and_unused_categories_are_counted(tmp_path: Path) -> None:
     assert "categories without a box are no classes here: violet" in text
 
 
+def test_images_of_another_size_than_a_coco_file_says_are_refused(tmp_path: Path) -> None:
+    """Boxes of the pixels before an EXIF rotation, or of images that were resized since, would be in wrong places."""
+    from PIL import Image
+
+    file = write_coco(tmp_path / "data")
+    turned = tmp_path / "data" / "images" / "001.png"
+    image = Image.open(turned)
+    tag = image.getexif()
+    tag[0x0112] = 6
+    image.save(turned, exif=tag)
+    with pytest.raises(UserError, match=r"001.png is 30 x 40 and not 40 x 30 pixels \(an EXIF rotation is applied\)"):
+        read(file)
+    content = json.loads(file.read_text())
+    for one in content["images"]:
+        one.update(width=0, height=None)  # not known
+    file.write_text(json.dumps(content))
+    assert len(contents(read(file))) == COUNT
+
+
+def test_boxes_of_a_coco_file_that_fit_nowhere_are_not_blamed_on_a_setting(tmp_path: Path) -> None:
+    def flat(content: dict[str, Any]) -> None:
+        for one in content["annotations"]:
+            one["bbox"] = [1, 1, 0, 0]
+
+    with pytest.raises(UserError, match="have no area") as refused:
+        read(_coco(flat)(tmp_path / "data"))
+    assert "data.box_format" not in str(refused.value)
+
+
+def test_changed_names_of_classes_are_read_again(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "data", config=False)
+    assert "red" in read(root).label_names
+    (root / "classes.txt").write_text("blue\ngreen\npink\n")
+    assert "pink" in read(root).label_names
+
+
+def test_images_without_a_row_of_metadata_are_named(images: Path, tmp_path: Path) -> None:
+    root = folder_of_boxes(tmp_path / "data", COUNT)
+    assert "not read" not in "\n".join(read(root).lines())
+    scene(3)[0].save(root / "more.png")
+    assert "1 images are not read, since metadata.jsonl does not name them: more.png" in "\n".join(read(root).lines())
+
+
 def test_polygons_become_boxes(tmp_path: Path) -> None:
     data = read(_label("1 0.1 0.2 0.5 0.2 0.5 0.6")(tmp_path / "data"))
     found = next(row["boxes"] for row in [*data.train, *data.eval] if row["path"].endswith("001.png"))

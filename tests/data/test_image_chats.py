@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from PIL import Image
 
 from hfstrat.data.image_chats import prepare
 from hfstrat.data.image_files import ImageRef
-from hfstrat.data.image_messages import MARK, ImageTextFormat, ImageTextSource, check_source, example_of
+from hfstrat.data.image_messages import MARK, ImageTextFormat, ImageTextSource
 from hfstrat.data.image_processing import ChatProcessor
+from hfstrat.data.media_rows import check_source, example_of
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
@@ -164,6 +166,25 @@ def test_split_cuts_between_turns_and_never_an_image(llava: ChatProcessor, tmp_p
         assert "the hat" in llava.decode(row["input_ids"])
 
 
+def test_an_unrolled_conversation_is_split_once(tmp_path: Path) -> None:
+    """A template that renders earlier answers differently makes a row for each answer; several of them may be too long."""
+    tokenizer = tokenizer_of("llava")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ m['role'] }}\n", "{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}the {% endif %}"
+    )
+    processor = ChatProcessor(processor_of("llava", tokenizer))
+    (tmp_path / "a.png").write_bytes(png())
+    source = str(write(tmp_path, [talk(6, 4)]))
+    settings = {"train": source, "eval": source, "train_on": "assistant"}
+    whole = prepare(Data.model_validate({**settings, "max_length": 1000}), processor, 0)
+    assert len(whole.train) == 6
+    data = prepare(Data.model_validate({**settings, "max_length": 90, "overflow": "split"}), processor, 0)
+    assert max(data.lengths) <= 90
+    asked = [re.findall(r"q\d", processor.decode(row["input_ids"]))[-1] for row in data.train]
+    assert sorted(asked) == [f"q{number}" for number in range(6)]
+    assert data.statistics["train"].rows_split == 1
+
+
 Case = tuple[Callable[[Any], Any], list[str]]
 
 
@@ -198,7 +219,7 @@ def bad_recipe(*words: str, strategy: Any = "full", **more: Any) -> Case:
 def bad_files(make: Callable[[Path], str], *words: str) -> Case:
     def call(env: Any) -> Any:
         data = Data.model_validate({"train": make(env.folder)})
-        check_source(data.train[0], data, "data.train", ImageTextFormat.detect)
+        check_source(data.train[0], data, "data.train", ImageTextFormat.detect, ImageTextSource)
 
     return call, list(words)
 
@@ -313,6 +334,16 @@ BAD: dict[str, Case] = {
     "image_size": bad_recipe("image", "processor_kwargs", image={"image_size": 64}),
     "all parts frozen": bad_recipe(
         "freeze", "nothing is trained", strategy={"name": "full", "freeze": ["vision", "projector", "language"]}
+    ),
+    "parts of an existing adapter": bad_recipe(
+        "an existing adapter has its own freeze", strategy={"name": "lora", "adapter": "somewhere", "freeze": ["language"]}
+    ),
+    "features of the tower with partial": bad_recipe(
+        "image.precompute", "set strategy.precompute", strategy="partial", image={"precompute": True}
+    ),
+    "layer_decay": bad_recipe("strategy.layer_decay", "one stack", strategy={"name": "partial", "layer_decay": 0.9}),
+    "gradual_unfreezing": bad_recipe(
+        "strategy.gradual_unfreezing", "one stack", strategy={"name": "partial", "gradual_unfreezing": {"every": 2}}
     ),
     "an unknown part": bad_recipe("freeze", "vision", strategy={"name": "full", "freeze": ["eyes"]}),
     "parts of a causal LM": bad_recipe(

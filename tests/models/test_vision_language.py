@@ -159,6 +159,37 @@ def test_splits_of_a_batch_have_equal_gradients(family: str, made: Any, chats: P
 
 
 @pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("trained", ["all", "projector"])
+def test_a_batch_without_images_gives_every_trained_parameter_a_gradient(
+    family: str, trained: str, made: Any, chats: Path
+) -> None:
+    """Else a process with such a batch would wait for others that reduce the gradients of the tower, or they for it."""
+    processor = loaded(made(family), family)
+    data = prepare(Data.model_validate({"train": str(chats), "eval_size": 4}), processor, 0)
+    rows, model = [row for row in rows_of(data, 20) if not row["images"]][:2], model_of(made(family))
+    assert len(rows) == 2
+    assert bind_head_loss(model) is None
+    if trained == "projector":
+        vision_parts.freeze(model, ["vision", "language"])
+    model.train()
+    collate = ImageTextCollator(processor, 1, False, selects_rows=True)
+    batch = {name: value for name, value in collate(rows).items() if name != "labels"}
+    plain = model(**batch).loss
+    undo = vision_parts.use_all(model)
+    loss = model(**batch).loss
+    assert float(loss) == float(plain)
+    loss.backward()
+    prefixes = vision_parts.prefixes_of(model)
+    for name, parameter in model.named_parameters():
+        behind = vision_parts.role_of(name, prefixes) != vision_parts.LANGUAGE
+        if behind and parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert not parameter.grad.any(), name
+    undo()
+    assert model(**batch).loss.requires_grad is (trained == "all")
+
+
+@pytest.mark.parametrize("family", families())
 def test_every_parameter_has_a_role(family: str, made: Any) -> None:
     model = model_of(made(family))
     prefixes, found = vision_parts.prefixes_of(model), set()

@@ -140,6 +140,8 @@ def test_an_adapter_takes_the_bytes_of_its_base(tiny: Path, tmp_path: Path) -> N
         ("cuda", 2.0, 1.0, True),  # another device adds up in another order
         ("cuda", 2.0, 1e-4, False),  # but what is as near to the untrained model is none, anywhere
         ("cuda", 20.0, 1.0, False),
+        ("cpu", 0.5, 0.0, True),  # the weights of step 0 are the untrained ones
+        ("cpu", 2.0, 0.0, False),
     ],
 )
 def test_another_device_may_differ_by_more(

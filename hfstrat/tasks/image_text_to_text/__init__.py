@@ -10,12 +10,11 @@ from hfstrat.data.image_messages import COLUMNS, OUR_COLUMNS, ImageTextFormat
 from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.recipe.format import plural
-from hfstrat.tasks.base import Rows, Task
+from hfstrat.tasks.base import Rows, Task, check_one_stack
 from hfstrat.tasks.causal_lm import LanguageModel, LanguageText, TokenMetrics
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from hfstrat.data.image_chats import ImageTexts
     from hfstrat.models.load import Base
@@ -51,7 +50,7 @@ class ImageTextRows(Rows):
 
         return load(recipe)
 
-    def load_trained(self, folder: str) -> Any:
+    def load_trained(self, folder: str, recipe: Recipe | None = None) -> Any:
         from hfstrat.tasks.image_text_to_text.processor import load_trained
 
         return load_trained(folder)
@@ -76,9 +75,10 @@ class ImageTextRows(Rows):
         return same and super().same_inputs(one, other)
 
     def check_source(self, source: Source, data: Data, key: str) -> bool:
-        from hfstrat.data import image_messages
+        from hfstrat.data.image_messages import ImageTextSource
+        from hfstrat.data.media_rows import check_source
 
-        image_messages.check_source(source, data, key, self.reader)
+        check_source(source, data, key, self.reader, ImageTextSource)
         return True
 
     def digest(self, source: Source, data: Data, key: str) -> str:
@@ -103,6 +103,16 @@ class ImageTextRows(Rows):
         from hfstrat.data.image_chats import prepare_eval
 
         return prepare_eval(data, tokenizer, samples, max_rows)
+
+    def check_sharded(self, data: Any) -> None:
+        """Refuse rows without images: a process whose batch has none would not gather the weights of the tower."""
+        from hfstrat.data.splits import column
+
+        if without := sum(int((column(rows, "image_tokens") == 0).sum()) for rows in (data.train, data.eval)):
+            raise UserError(
+                f"data.train: {plural(without, 'row')} without images, but with sharded weights (FSDP, DeepSpeed) each "
+                "process has to run the vision tower in every step; use --accelerate-config ddp, or remove these rows"
+            )
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.image_text_batches import ImageTextCollator
@@ -161,6 +171,7 @@ class ImageTextModel(LanguageModel):
 
     peft_type = None  # PEFT's class for causal LMs would be loaded on AutoModelForCausalLM
     sees_images = True
+    has_predicted_costs = False
     auto_class = "AutoModelForImageTextToText"
     architecture = "ForConditionalGeneration"
     if_missing = "it is no vision-language model or is damaged"
@@ -205,6 +216,11 @@ class ImageTextModel(LanguageModel):
         base.say(f"{'parts':<9} adapters in {adapted}; without one: {' and '.join(sorted(wanted))} (strategy.freeze)")
         return lambda name: vision_parts.role_of(name, prefixes) in wanted
 
+    def fit_output(self, base: Base, data: Any, collate: Any) -> Callable[[], None]:
+        from hfstrat.models import vision_parts
+
+        return vision_parts.use_all(base.model)
+
     def has_language(self, base: Base) -> Callable[[str], bool]:
         from hfstrat.models import vision_parts
 
@@ -231,13 +247,6 @@ def _no_such_model(name: str, family: str) -> str:
 class ImageTextMetrics(TokenMetrics):
     """Those of a causal LM: only tokens of text have loss."""
 
-    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """As of a causal LM. A batch without images has no gradient where only parts behind images are trained."""
-        import torch
-
-        found = super().loss(outputs, labels, num_items_in_batch)
-        return found.requires_grad_() + 0 if torch.is_grad_enabled() and not found.requires_grad else found
-
 
 class ImageTextText(LanguageText):
     """Predictions are greedy answers."""
@@ -246,12 +255,12 @@ class ImageTextText(LanguageText):
     processor = ("processor", "AutoProcessor")
 
     def prompt(self, prompt: Any) -> str:
-        from hfstrat.data.image_files import ImageRef
         from hfstrat.data.image_messages import MARK
+        from hfstrat.data.media_files import MediaRef
 
         text, images = super().prompt(prompt), list(prompt.get("images", [])) if isinstance(prompt, dict) else []
         for image in images:
-            name = Path(image.name if isinstance(image, ImageRef) else str(image)).name
+            name = Path(image.name if isinstance(image, MediaRef) else str(image)).name
             text = text.replace(MARK, f"[{name}] ", 1)
         return text
 
@@ -300,6 +309,7 @@ class ImageTextToText(Task):
                 f"training.packing: {given}: rows with images are not packed: positions and masks of an image depend on the "
                 "family, and no test covers all of them; set auto or false"
             )
+        check_one_stack(recipe, "a vision-language model has a tower and a language model")
         if data.documents != "lines":
             raise UserError(f"data.documents: {data.documents}: it is for plain texts; remove it for task: {self.name}")
         if data.template == "plain":
