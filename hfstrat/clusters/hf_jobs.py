@@ -92,7 +92,7 @@ class HfJobs(Engine):
             follow="hf jobs logs --follow {id}",
             cancel="hf jobs cancel {id}",
             result=f"hf://buckets/{self.bucket}/{job.name}/run, fetched to {job.output_dir}",
-            notes=self._notes(specs),
+            notes=[*self._notes(specs), *remote.notes_on_files(job, found)],
             uploads=uploads,
         )
 

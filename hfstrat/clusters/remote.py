@@ -19,6 +19,8 @@ from hfstrat.clusters.paths import Place
 from hfstrat.errors import UserError
 from hfstrat.recipe import library
 
+OF_TEXT = ("causal-lm", "text-classification", "regression")  # tasks whose rows name no files
+NAMING = (".jsonl", ".json", ".csv", ".tsv", ".yaml", ".yml")  # files whose rows may name images or recordings
 RECIPE, CONFIG = "recipe.yaml", "accelerate.yaml"
 FINAL = (errors.USER, errors.NON_FINITE, errors.OUT_OF_MEMORY, errors.ARTIFACT, errors.DISK_FULL)  # ends that would repeat
 SAVING = 300.0  # seconds before the end of a session at which training is told to save
@@ -124,6 +126,17 @@ def local_places(job: Job) -> list[Place]:
                 "mount a volume"
             )
     return found
+
+
+def notes_on_files(job: Job, found: list[Place]) -> list[str]:
+    """A note about files whose rows name further files, which are not copied with them."""
+    if job.loaded.recipe.task in OF_TEXT:
+        return []
+    rows = [each for each in found if each.key.startswith("data") and each.path.is_file() and each.path.suffix in NAMING]
+    return [
+        f"{each.key}: only {each.value} is copied, not the files that its rows name: name the folder that holds both"
+        for each in rows
+    ]
 
 
 def recipe_text(job: Job, names: dict[str, str], output_dir: str) -> str:

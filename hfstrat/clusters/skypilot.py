@@ -99,7 +99,7 @@ class SkyPilot(Engine):
         uploads |= {wheel.name: wheel for wheel in package.local(specs).values()}
         file = job.folder / "task.yaml"
         logs = f"sky jobs logs --name {job.name}" if self.is_managed else f"sky logs {job.name}"
-        notes = [f"installs {spec}" for spec in specs]
+        notes = [*(f"installs {spec}" for spec in specs), *remote.notes_on_files(job, found)]
         if not self.is_managed:
             notes.append(
                 f"the cluster {job.name} stops after {IDLE_MINUTES} idle minutes and keeps its disk; `sky down {job.name}` "

@@ -127,10 +127,21 @@ class Request:
         folder, report = resolve(target)
         artifact.check(self.quantization, folder, report.reload.get("quantization") if report else None)
 
+    def _check_page(self) -> None:
+        """Refuse an output whose page would replace a file. Raises UserError."""
+        if not self.output:
+            return
+        page = Path(self.output).with_suffix(".html")
+        if page == Path(self.output):
+            raise UserError(f"--json: {self.output} is the name of the page beside it; name a file that ends in .json")
+        if page.exists():
+            raise UserError(f"--json: {page}, the page beside {self.output}, exists already; name another file")
+
     def check(self) -> Recipe:
         """The recipe of the request, after all checks that need no model. Raises UserError."""
         recipe, report = self.recipe(), resolve(self.target)[1]
         check_output(Path(self.output) if self.output else None)
+        self._check_page()
         self._check_form(self.target)
         if against := self.base():
             self._check_form(against)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from hfstrat import errors
 from hfstrat.clusters import job as jobs
-from hfstrat.clusters import paths, prices
+from hfstrat.clusters import paths, prices, remote
 from hfstrat.errors import UserError
 from hfstrat.recipe.schema import Recipe
 
@@ -302,3 +303,15 @@ def test_jobs_of_two_output_folders_have_two_names() -> None:
     assert len(set(names)) == len(names)
     assert names[2] == "hfstrat-chat"
     assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name) for name in names)
+
+
+def test_files_whose_rows_name_files_get_a_note(tmp_path: Path) -> None:
+    """A folder is copied with all that is in it, a file alone."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{}\n")
+    places = [paths.Place("data.train", str(path), path) for path in (file, tmp_path)]
+    for task, count in (("image-classification", 1), ("image-text-to-text", 1), ("causal-lm", 0)):
+        job: Any = SimpleNamespace(loaded=SimpleNamespace(recipe=SimpleNamespace(task=task)))
+        notes = remote.notes_on_files(job, places)
+        assert len(notes) == count
+        assert all(note.startswith(f"data.train: only {file} is copied") for note in notes)

@@ -219,3 +219,11 @@ def test_a_long_measurement_shows_the_time_left(monkeypatch: pytest.MonkeyPatch)
         for clock[0] in (5.0, 20.0, 22.0, 80.0):
             shown.advance(20)
     assert printed.getvalue().splitlines() == ["questions: 40%, 0:30 left", "questions: 80%, 0:20 left"]
+
+
+def test_a_page_replaces_no_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.html").write_text("kept")
+    for name, sentence in (("mine.json", "the page beside .* exists already"), ("new.html", "is the name of the page")):
+        with pytest.raises(UserError, match=f"--json: .*{sentence}"):
+            Request("run", output=str(tmp_path / name))._check_page()
+    Request("run", output=str(tmp_path / "new.json"))._check_page()
