@@ -369,6 +369,31 @@ def test_a_default_of_the_strategy_is_no_default_of_the_recipe(converted: Migrat
         assert (done.recipe.training.weight_decay, done.recipe.training.extra) == (0.0, {"adam_beta2": 0.999})
 
 
+@pytest.mark.parametrize(
+    ("tool", "config"),
+    [
+        ("trl-dpo", {"use_peft": True}),
+        ("trl-orpo", {"use_peft": True, "lora_dropout": 0.1, "packing": True}),
+        ("trl-kto", {"use_peft": True}),
+        ("trl-grpo", {"use_peft": True, "reward_funcs": ["f"], "completion_only_loss": True}),
+        ("axolotl", {"rl": "dpo", "adapter": "lora", "lora_dropout": 0.05, "train_on_inputs": True, "sample_packing": True}),
+        ("axolotl", {"rl": "kto", "roles_to_train": ["assistant"]}),
+        ("llama-factory", {"stage": "dpo", "lora_dropout": 0.1, "mask_history": True, "packing": True}),
+        ("llama-factory", {"stage": "kto", "train_on_prompt": True, "neat_packing": True}),
+    ],
+)
+def test_what_an_objective_refuses_is_left_out_with_a_note(converted: Migrate, tool: str, config: dict[str, Any]) -> None:
+    """A recipe that is called valid is trained."""
+    from hfstrat import objectives
+
+    done = converted(BASES[tool.partition("-")[0] if tool.startswith("trl") else tool] | config, tool)
+    Path("rewards.py").write_text("def f(completions, **given):\n    return [0.0] * len(completions)\n")
+    objectives.objective_of(done.recipe).check(done.recipe)
+    missing = noted(done, "missing")
+    for key in {"lora_dropout", "completion_only_loss", "train_on_inputs", "roles_to_train", "mask_history"} & set(config):
+        assert key in missing
+
+
 BASES: dict[str, dict[str, Any]] = {
     "trl": {"model_name_or_path": "m", "dataset_name": "d"},
     "axolotl": {"base_model": "m", "datasets": [{"path": "d"}]},

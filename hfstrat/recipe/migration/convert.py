@@ -73,6 +73,7 @@ def migrate(source: str, name: str | None = None, processes: int = 1, overrides:
     for override in overrides:
         apply_override(override, changed, {})
     _override(draft, changed)
+    _of_the_objective(draft)
     _plain(draft)
     return _checked(draft, TOOLS[tool], source)
 
@@ -132,6 +133,23 @@ def _override(draft: Draft, changed: dict[str, Any]) -> None:
             target = f"{section}.{short}" if not key and short else target
             draft.entries = {name: entry for name, entry in draft.entries.items() if not f"{name}.".startswith(f"{target}.")}
             draft.entries[target] = Entry(one, "command line")
+
+
+UNUSED = {  # keys that a run with another objective than sft refuses, and why
+    "strategy.lora_dropout": "preferences and rewards are trained without dropout: all answers see the same model",
+    "data.train_on": "only used by supervised training: the answers have the loss",
+}
+
+
+def _of_the_objective(draft: Draft) -> None:
+    """Leave out what an objective other than sft would refuse."""
+    if draft.value("objective.name") in (None, "sft"):
+        return
+    for target, why in UNUSED.items():
+        entry = draft.entries.get(target)
+        if entry is not None and entry.value and entry.key != "command line":
+            del draft.entries[target]
+            draft.miss(entry.key or f"{target.rpartition('.')[2]} (a default)", why)
 
 
 def _plain(draft: Draft) -> None:
