@@ -39,10 +39,12 @@ def _training(report: Report, result: Result) -> Iterator[Advice]:
     elif result.overfitting:
         yield (
             "Training went on after the best evaluation: fewer epochs, or let it stop by itself.",
-            ("training.early_stopping_patience=2"),
+            "training.early_stopping_patience=2"
+            if report.run.recipe.training.load_best_model_at_end
+            else "training.load_best_model_at_end=true",
         )
     elif _still_falling(result):
-        yield "The evaluation loss was still falling at the end: train longer.", "training.num_train_epochs"
+        yield "The evaluation loss was still falling at the end: train longer.", _limit(report, result)
     norms = [one.grad_norm for one in result.losses if one.grad_norm is not None]
     if len(norms) >= 8 and max(norms[len(norms) // 4 :]) > SPIKE * statistics.median(norms) > 0:
         yield (
@@ -53,6 +55,17 @@ def _training(report: Report, result: Result) -> Iterator[Advice]:
     change = (control.difference or {}).get("loss") if control else None
     if change and change.low is not None and change.low > 0:
         yield "The model forgets general text: train fewer parameters (lora), fewer steps, or at a lower learning rate.", ""
+
+
+def _limit(report: Report, result: Result) -> str:
+    """The setting that ended the run."""
+    training = report.run.recipe.training
+    if training.max_steps is not None and result.steps >= training.max_steps:
+        return f"training.max_steps={2 * training.max_steps}"
+    epochs, seen = training.num_train_epochs, result.plan.epochs
+    if training.max_time is not None and not (epochs and seen and seen >= epochs):
+        return "training.max_time"
+    return f"training.num_train_epochs={2 * epochs:g}" if epochs else "training.num_train_epochs"
 
 
 def _still_falling(result: Result) -> bool:
@@ -80,7 +93,7 @@ def _data(report: Report, result: Result) -> Iterator[Advice]:
 def _commands(report: Report) -> Iterator[Advice]:
     task = task_of(report.run.recipe)
     yield "Try the result.", "hfstrat chat RUN" if task.text.generates else "hfstrat predict RUN"
-    yield "Measure it on other examples, or against another run.", "hfstrat evaluate RUN --data FILE --against base"
+    yield "Measure it on other examples, or against another run.", "hfstrat evaluate RUN --data FILE --against OTHER_RUN"
     yield (
         "See whether another strategy is better on the same examples.",
         "hfstrat compare --model MODEL --data DATA --budget 10min",

@@ -6,12 +6,13 @@ import base64
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from hfstrat.data.render import IGNORED
 from hfstrat.data.shown import SHOWN_TOKENS, elided
+from hfstrat.errors import first_line
 from hfstrat.tasks.base import Pictures, Task
 
 if TYPE_CHECKING:
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 ROWS = 3  # training examples that are kept
 INTERVALS = 24  # of lengths
 FILE = "pictures.json"
+Found = TypeVar("Found")
 
 
 def statistics(job: Job) -> dict[str, Any]:
     """The statistics of the data of a run, for the report."""
     found, task = job.data.report(), job.task
-    found["shown"] = shown(task, job.data, ROWS)
+    found["shown"] = _or_nothing(job, "examples", lambda: shown(task, job.data, ROWS)) or []
     if task.model.reads_tokens:
-        found["lengths"] = {"train": lengths(job.data.lengths), "eval": lengths(job.data.eval_lengths)}
+        parts = {"train": job.data.lengths, "eval": job.data.eval_lengths}
+        found["lengths"] = _or_nothing(job, "lengths", lambda: {name: lengths(each) for name, each in parts.items()})
     return found
 
 
@@ -88,6 +91,20 @@ def _uri(draw: Callable[[Any], bytes], given: Any) -> str:
     except Exception:  # a picture is decoration: an unreadable file or another library's mistake ends no run
         return ""
     return f"data:image/jpeg;base64,{base64.b64encode(drawn).decode()}" if drawn else ""
+
+
+def keep_safely(job: Job, result: Result) -> None:
+    """Keep the pictures of a run beside its report, which is complete without them."""
+    _or_nothing(job, "pictures", lambda: keep_pictures(pictures(job, result), job.folder))
+
+
+def _or_nothing(job: Job, name: str, get: Callable[[], Found]) -> Found | None:
+    """What only a page shows: a full disk, an unreadable file or a mistake of this code is a warning after training."""
+    try:
+        return get()
+    except Exception as error:
+        job.screen.print(f"{'warning':<16} no {name} in the report: {type(error).__name__}: {first_line(error)}", markup=False)
+        return None
 
 
 def keep_pictures(found: Pictures, folder: Path) -> None:

@@ -196,7 +196,7 @@ def publish(job: Job, result: Result, probe: Any, partial: Path, before: list[st
     )
     finished = report.build(job.loaded, result, examples.statistics(job))
     write(finished, job.folder)
-    examples.keep_pictures(examples.pictures(job, result), job.folder)
+    examples.keep_safely(job, result)
     return finished
 
 

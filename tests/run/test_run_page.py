@@ -22,7 +22,7 @@ from hfstrat.pages import charts
 from hfstrat.pages.blocks import BAD, GOOD, LONGEST, UNCLEAR
 from hfstrat.pages.render import render, visible
 from hfstrat.recipe import format
-from hfstrat.run import examples, page, verdict
+from hfstrat.run import advice, examples, page, verdict
 from hfstrat.tasks.base import Pictures
 from hfstrat.tasks.report import Report, Result, parse
 
@@ -239,6 +239,48 @@ def test_pictures_are_kept_beside_the_report(tmp_path: Path) -> None:
         assert examples.kept_pictures(tmp_path) == Pictures()
     examples.keep_pictures(Pictures(), tmp_path)
     assert not (tmp_path / examples.FILE).exists()
+
+
+def test_pictures_and_examples_that_cannot_be_kept_end_no_run(tmp_path: Path) -> None:
+    """The result is complete by then, and a failure would replace its report."""
+
+    class Broken:
+        """A job whose data and folder are gone."""
+
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+            self.screen, self.folder = self, tmp_path / "gone"
+
+        def print(self, line: str, markup: bool) -> None:
+            self.lines.append(line)
+
+        def __getattr__(self, name: str) -> Any:
+            raise OSError(28, "No space left on device")
+
+    job: Any = Broken()
+    examples.keep_safely(job, report("pictures").finished)
+    assert examples._or_nothing(job, "examples", lambda: job.data.train[0]) is None
+    assert [line.split(":")[0] for line in job.lines] == [
+        f"{'warning':<16} no {name} in the report" for name in ("pictures", "examples")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("training", "command"),
+    [
+        ({"max_steps": 4}, "training.max_steps=8"),
+        ({"max_steps": 9, "max_time": "10min"}, "training.max_time"),
+        ({"num_train_epochs": 0.5, "max_time": "10min"}, "training.num_train_epochs=1"),
+        ({"num_train_epochs": 3, "max_time": "10min"}, "training.max_time"),
+        ({"num_train_epochs": 0.5, "load_best_model_at_end": False}, "training.num_train_epochs=1"),
+    ],
+)
+def test_the_advice_to_train_longer_names_the_limit_of_the_run(training: dict[str, Any], command: str) -> None:
+    found = stored()
+    found["run"]["recipe"]["training"] |= {"max_steps": None, **training}
+    found["result"]["overfitting"] = []
+    given = parse(found | {"schema_version": 1})
+    assert command in [each for text, each in advice.advice(given, given.finished) if "train longer" in text]
 
 
 @settings(max_examples=25, deadline=None)
