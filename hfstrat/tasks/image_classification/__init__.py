@@ -149,6 +149,11 @@ class ImageModel(Classifier):
     auto_class = "AutoModelForImageClassification"
     architecture = "ForImageClassification"
 
+    def fit_output(self, base: Base, data: Any, collate: Any) -> Callable[[], None] | None:
+        from hfstrat.models import unused_parameters
+
+        return unused_parameters.use_all(base.model)  # such as the mask token of DINOv2
+
     def check_architecture(self, path: str, config: dict[str, Any]) -> None:
         from hfstrat.models.transformers_source import families_of
 
