@@ -67,6 +67,8 @@ def generate(
         raise UserError("generate: no prompt; give --prompt TEXT or --file FILE")
     check_output(output)
     check_task(target, GENERATORS, IS_CLASSIFIER)
+    if how.plain and sees_images(target):
+        raise UserError(f"--plain: {target} places images by its chat template; remove it")
     model, tokenizer, report = load(target, quantization, spreads=True)
     task = task_of(target)
     renderer = generation.renderer_of(tokenizer, report, how.plain, task.rows)

@@ -32,6 +32,8 @@ EXPECTED = (
     "label files"
 )
 
+CROWD = "iscrowd"  # in `objects`: 1 for a box around many objects
+CROWDS = "have boxes of crowds (iscrowd), which are left out"
 STATED_SIZE = "_size"  # in `objects` of a COCO file: width and height of the image that the boxes are of
 
 Corners = tuple[float, float, float, float]
@@ -126,8 +128,15 @@ class BoxFormat(Reading):
         given = _list_of(objects.get(self.categories), self.categories)
         if len(boxes) != len(given):
             raise BadRow(f"it has {len(boxes)} boxes ('{self.boxes}') and {len(given)} classes ('{self.categories}')")
+        crowds = _list_of(objects.get(CROWD), CROWD) if self.nested else []
+        if crowds and len(crowds) != len(boxes):
+            raise BadRow(f"it has {len(boxes)} boxes ('{self.boxes}') and {len(crowds)} values of '{CROWD}'")
+        if left_out := any(crowds):
+            kept = [place for place, crowd in enumerate(crowds) if not crowd]
+            boxes, given = [boxes[place] for place in kept], [given[place] for place in kept]
         labels = [self._label(value) for value in given]
-        changes = (STRIPPED,) if any(isinstance(each, str) and each != each.strip() for each in given) else ()
+        changes: tuple[str, ...] = (STRIPPED,) if any(isinstance(e, str) and e != e.strip() for e in given) else ()
+        changes += (CROWDS,) if left_out else ()
         file, size = file_of(named.get(self.image), self.image, IMAGE), objects.get(STATED_SIZE) if self.nested else None
         known = tuple(size) if size and all(isinstance(side, int) and side > 0 for side in size) else None
         return LabeledBoxes(file, [four_numbers(box, self.boxes) for box in boxes], labels, changes, known)  # type: ignore[arg-type]
@@ -183,7 +192,8 @@ def _objects(value: Any, boxes: str, categories: str) -> dict[str, Any]:
             raise BadRow(f"'objects' contains {shown(odd)}; expected objects with {boxes} and {categories}")
         if lacking := next((key for one in value for key in (boxes, categories) if is_missing(one.get(key))), None):
             raise BadRow(f"an object has no {lacking}; expected {boxes} and {categories} of each")
-        return {boxes: [one[boxes] for one in value], categories: [one[categories] for one in value]}
+        lists = {boxes: [one[boxes] for one in value], categories: [one[categories] for one in value]}
+        return lists | ({CROWD: [one.get(CROWD) for one in value]} if any(one.get(CROWD) for one in value) else {})
     if not isinstance(value, dict):
         raise BadRow(f"'objects' is {shown(value)}; expected lists of {boxes} and {categories}")
     return value

@@ -41,6 +41,7 @@ OTHER_PARTS = {"video": "videos", "audio": "sound", "input_audio": "sound", "vid
 CONTENT = ("content", "value")  # of a message
 HOLDERS = ("messages", "conversations", "prompt", "completion")  # columns with text or messages
 NETWORK = ("http://", "https://", "ftp://", "s3://", "gs://", "hf://")
+BOTH = "have values of both images and image, of which image is not read"
 PLACED = "have images without a place in the conversation, which precede the text of the first user turn, as in TRL"
 
 
@@ -126,6 +127,8 @@ class ImageTextFormat(Reading):
             if name in values:
                 values[name] = places.marked(values[name], name)
         images, changes = places.join(given, values, self.kind)
+        if not any(is_missing(values.get(name)) for name in COLUMNS):
+            changes = (*changes, BOTH)
         made = FORMATS[self.kind].parse(values)
         parts = [made.messages, made.tools]
         if (clean := valid(parts)) is not parts:
@@ -218,8 +221,10 @@ class _Places:
         """A value of the row with `MARK` in the places of its images. Raises BadRow."""
         if isinstance(value, str):
             return self._text(value, column)
-        if isinstance(value, list):
-            return [self._message(entry, column) if isinstance(entry, Mapping) else entry for entry in value]
+        if isinstance(value, Mapping):
+            return self._message(value, column)
+        if isinstance(value, list):  # of messages, or the pairs of a history
+            return [self.marked(entry, column) for entry in value]
         return value
 
     def _message(self, entry: Mapping[str, Any], column: str) -> dict[str, Any]:

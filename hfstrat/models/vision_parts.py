@@ -76,35 +76,20 @@ def freeze(model: Any, roles: Iterable[str]) -> None:
         )
 
 
-OUTPUTS = ("total", "loss", "logits")  # what a loss is computed from
-
-
 def use_all(model: Any) -> Callable[[], None]:
     """Give every trainable parameter behind images a gradient in each training pass, by a hook; returns what removes it.
 
-    A batch without images does not use them: their gradient is then zero, as that of images without loss. Of several processes
-    each has to reduce all gradients, also those of the last blocks of a tower of which an earlier layer is read.
+    A batch without images does not use them: their gradient is then zero, as that of images without loss. Nor are the last
+    blocks of a tower used of which an earlier layer is read.
     """
+    from hfstrat.models import unused_parameters
+
     prefixes = FAMILIES.get(str(model.config.model_type))
 
-    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        import torch
-        from torch import distributed
+    def is_behind_images(name: str) -> bool:
+        return prefixes is None or role_of(name, prefixes) != LANGUAGE
 
-        several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-        without = kwargs.get("pixel_values") is None
-        if not (module.training and torch.is_grad_enabled() and (without or several)):
-            return
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        behind = [p for name, p in named if prefixes is None or role_of(name, prefixes) != LANGUAGE]
-        if not behind:
-            return
-        zero = torch.stack([p.flatten()[0].float() for p in behind]).sum() * 0
-        for key in OUTPUTS:
-            if isinstance(value := output.get(key), torch.Tensor):
-                output[key] = value + zero.to(value)
-
-    return model.register_forward_hook(hook, with_kwargs=True).remove  # type: ignore[no-any-return]
+    return unused_parameters.use_all(model, is_behind_images, lambda inputs: inputs.get("pixel_values") is None)
 
 
 def module_of(model: Any, role: str) -> tuple[str, Any] | None:

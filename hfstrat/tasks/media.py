@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -78,6 +78,11 @@ class MediaModel(Classifier):
     has_predicted_costs = False
     expected: str  # models of the task, in words
     what: str  # that transformers lacks for others
+
+    def fit_output(self, base: Base, data: Any, collate: Any) -> Callable[[], None] | None:
+        from hfstrat.models import unused_parameters
+
+        return unused_parameters.use_all(base.model)  # such as the mask tokens of DINOv2 and wav2vec 2.0
 
     def check_architecture(self, path: str, config: dict[str, Any]) -> None:
         from hfstrat.models.transformers_source import families_of

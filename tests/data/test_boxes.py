@@ -441,6 +441,25 @@ def test_images_without_a_row_of_metadata_are_named(images: Path, tmp_path: Path
     assert "1 images are not read, since metadata.jsonl does not name them: more.png" in "\n".join(read(root).lines())
 
 
+@pytest.mark.parametrize("as_list", [True, False])
+def test_crowds_in_metadata_are_left_out_and_counted(as_list: bool, tmp_path: Path) -> None:
+    root = folder_of_boxes(tmp_path / "data", COUNT)
+    rows = [json.loads(line) for line in (root / "metadata.jsonl").read_text().splitlines()]
+    before = sum(len(row["objects"]["bbox"]) for row in rows)
+    for row in rows:
+        one = row["objects"]
+        one["iscrowd"] = [0] * len(one["bbox"])
+    rows[1]["objects"]["iscrowd"][0] = 1
+    if as_list:
+        for row in rows:
+            lists = row["objects"]
+            row["objects"] = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = read(root)
+    assert sum(len(row["label"]) for row in [*data.train, *data.eval]) == before - 1
+    assert "boxes of crowds (iscrowd), which are left out" in "\n".join(data.lines())
+
+
 def test_polygons_become_boxes(tmp_path: Path) -> None:
     data = read(_label("1 0.1 0.2 0.5 0.2 0.5 0.6")(tmp_path / "data"))
     found = next(row["boxes"] for row in [*data.train, *data.eval] if row["path"].endswith("001.png"))

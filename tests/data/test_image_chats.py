@@ -166,6 +166,15 @@ def test_split_cuts_between_turns_and_never_an_image(llava: ChatProcessor, tmp_p
         assert "the hat" in llava.decode(row["input_ids"])
 
 
+def test_images_of_a_history_have_their_places_and_a_second_column_is_named() -> None:
+    row = {"instruction": "<image>q", "output": "a", "history": [["<image>first", "one"]], "images": ["a.png", "b.png"]}
+    found = read({**row, "image": "c.png"})
+    assert [turn["content"].count(MARK) for turn in found.inner.messages] == [1, 0, 1, 0]
+    assert [Path(ref.path).name for ref in found.images] == ["a.png", "b.png"]
+    assert any("image is not read" in change for change in found.changes)
+    assert not any("image is not read" in change for change in read(row).changes)
+
+
 def test_an_unrolled_conversation_is_split_once(tmp_path: Path) -> None:
     """A template that renders earlier answers differently makes a row for each answer; several of them may be too long."""
     tokenizer = tokenizer_of("llava")

@@ -10,6 +10,7 @@ import torch
 from helpers.detectors import CLASSES, FAMILIES, SIDE, config_of
 from torch import nn
 
+from hfstrat.models import unused_parameters
 from hfstrat.models.batch_norm import contiguous_gradients
 from hfstrat.models.transformers_source import families_of
 from hfstrat.tasks.object_detection.class_layers import arrange, class_layers
@@ -147,3 +148,19 @@ def test_classes_continue_by_their_names(family: str) -> None:
     assert model.config.id2label == {0: "red", 1: "violet", 2: "blue"}
     for layer in class_layers(model).values():
         assert len(layer.weight) in (3, 4)
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_a_pass_of_several_processes_uses_every_parameter(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else images without boxes, which have no denoising queries, would end a distributed run."""
+    more = {"num_denoising": 4} if family in ("rt_detr", "rt_detr_v2", "d_fine") else {}
+    model = make(family, **more)
+    bind(model)
+    pixels, boxes, classes = batch()
+    inputs = {"pixel_values": pixels[2:3], "boxes": boxes[2:3], "class_labels": classes[2:3]}
+    plain = model(**inputs).loss
+    monkeypatch.setattr(unused_parameters, "several_processes", lambda: True)
+    loss = model(**inputs).loss
+    assert torch.equal(loss, plain)
+    scaled(loss, torch.tensor(1.0), 1).backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

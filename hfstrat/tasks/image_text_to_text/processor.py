@@ -29,7 +29,7 @@ def load(recipe: Recipe) -> ChatProcessor:
     if found.words.pad_token_id is None and found.words.eos_token is not None:
         found.words.pad_token = found.words.eos_token
     found.words.padding_side, found.precompute = "right", recipe.image.precompute
-    check_images(found, key, source)
+    check_images(found, KEY if recipe.image.processor_kwargs else key, source)
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hfstrat.data.render import IGNORED
+from hfstrat.models import unused_parameters
 from hfstrat.tasks.object_detection.families import DISTRIBUTION, FOCAL, GROUPED, SOFTMAX, VARIFOCAL
 
 Targets = list[dict[str, torch.Tensor]]
@@ -77,8 +78,10 @@ def bind(model: Any) -> Callable[[], None]:
         return torch.stack(sums(_float(logits), labels, device, _float(pred_boxes), config, *wide, **more)), None, None
 
     model.forward, model.loss_function = bound, loss_function
+    remove = unused_parameters.use_all(model)  # without boxes there are no denoising queries, which have an embedding
 
     def undo() -> None:
+        remove()
         del model.forward, model._loss_function
 
     return undo
