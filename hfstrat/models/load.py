@@ -43,13 +43,33 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Parameter shapes from the headers of a folder's safetensors files, without torch; empty if there are none."""
+    """Parameter shapes from the headers of a folder's safetensors files, without torch; empty if there are none.
+
+    Raises:
+        UserError: a file is not complete.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        header = _header(file)
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return shapes
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file: the shape of each tensor by its name."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            found = json.loads(stream.read(length)) if length < size else None
+        except ValueError:
+            found = None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{file}: no complete safetensors file ({size:,} bytes); copy or download it again, and in a clone of a repository "
+            "run `git lfs pull`"
+        )
+    return found
 
 
 @dataclass

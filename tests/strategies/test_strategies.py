@@ -215,3 +215,12 @@ def test_a_collated_batch_goes_through_every_family(models: Callable[..., Path])
 def test_model_section_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Model(name_or_path="x").revision = "y"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x02" + b"\x00" * 9]
+)
+def test_weights_that_are_not_complete_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: no complete safetensors file .*`git lfs pull`"):
+        read_shapes(tmp_path)
