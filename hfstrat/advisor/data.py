@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from hfstrat.data import readers, sources
+from hfstrat.data.audio_files import AUDIO
 from hfstrat.data.columns import filled
 from hfstrat.data.formats import Example
-from hfstrat.data.image_layout import is_of_images
+from hfstrat.data.image_files import IMAGE
 from hfstrat.data.labeled import check_blank
 from hfstrat.data.labels import check_labels, similar_labels, sort_labels
+from hfstrat.data.media_layout import holds
 from hfstrat.data.preferences import LabeledFormat, Preference, PreferenceFormat
 from hfstrat.data.stats import Statistics, check_rows
 from hfstrat.data.values import BadRow, Row
@@ -160,12 +162,16 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
     return Survey(BY_HAND, task, rows, lengths, labels=labels, targets=targets, max_length=each, format="sizes given by hand")
 
 
-def refuse_images(source: str, task: str | None) -> None:
-    """Raises UserError for images, of which no advice can be given."""
-    if is_of_images(source) or (task is not None and task in TASKS and TASKS[task].model.sees_images):
+def refuse_media(source: str, task: str | None) -> None:
+    """Raises UserError for images and recordings, of which no advice can be given."""
+    chosen = TASKS.get(task or "")
+    kind = None if chosen is None else chosen.rows.kind or (IMAGE if chosen.model.sees_images else None)
+    kind = kind or next((one for one in (IMAGE, AUDIO) if holds(source, one)), None)
+    if kind is not None:
         raise UserError(
-            f"--data: {source}: advise predicts memory, time and quality of models of text, not of images; "
-            "`hfstrat compare` measures strategies on your data, and docs/images.md has measured times"
+            f"--data: {source}: advise predicts memory, time and quality of models of text, not of {kind.plural}; "
+            f"`hfstrat compare` measures strategies on your data, and docs/{'images' if kind is IMAGE else 'audio'}.md has "
+            "measured times"
         )
 
 
@@ -182,7 +188,7 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
         UserError: files that do not exist, cannot be read, or fit no task.
     """
     first = data.train[0]
-    refuse_images(first.path, task)
+    refuse_media(first.path, task)
     files = sources.local_files(first.path, "--data", sources.splits_of(first, data, "data.train")[1])
     if files is None:
         raise UserError(

@@ -142,14 +142,18 @@ def tokenizer_of(model: Any, given: Any) -> Any:
     """
     if given is not None and not isinstance(given, str | os.PathLike):
         return checked_tokenizer(given)
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
     source = str(given) if given is not None else str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     if not source:
         return None
     try:
-        reads_pixels = getattr(model, "main_input_name", "") == "pixel_values"
-        return (AutoImageProcessor if reads_pixels else AutoTokenizer).from_pretrained(source)
+        processors = {
+            "pixel_values": AutoImageProcessor,
+            "input_values": AutoFeatureExtractor,
+            "input_features": AutoFeatureExtractor,
+        }
+        return processors.get(getattr(model, "main_input_name", ""), AutoTokenizer).from_pretrained(source)
     except Exception as error:
         raise UserError(f"tokenizer: there is none at {source}: {first_line(error)}; give one with tokenizer=...") from error
 
@@ -174,7 +178,7 @@ def stored_model(model: Any, tokenizer: Any) -> Path:
     if tokenizer is None:
         raise UserError(
             "tokenizer: missing; this model was not loaded from a folder or Hub id that has one. Give a tokenizer, or for a "
-            "model of images its image processor"
+            "model of images or recordings its processor"
         )
     config = {key: str(value) for key, value in model.config.to_dict().items() if key not in CHANGED_BY_SAVING}
     digests = [digest_of_weights(model, trained=True), cache.tokenizer_digest(tokenizer)]
@@ -194,9 +198,9 @@ def stored_tokenizer(tokenizer: Any) -> Path:
 
 
 def checked_tokenizer(tokenizer: Any) -> Any:
-    from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
+    from transformers import FeatureExtractionMixin, ImageProcessingMixin, PreTrainedTokenizerBase
 
-    if not isinstance(tokenizer, PreTrainedTokenizerBase | ImageProcessingMixin):
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | ImageProcessingMixin | FeatureExtractionMixin):
         raise UserError(
             f"tokenizer: a {type(tokenizer).__name__}; expected a path, a Hub id or a tokenizer of transformers "
             "(PreTrainedTokenizerFast wraps one of tokenizers)"

@@ -79,25 +79,24 @@ class Run:
         return self._loaded[1]
 
     def predict(self, inputs: str | Path | dict[str, str] | list[Any]) -> list[dict[str, Any]]:
-        """Labels with scores, or numbers, of texts; labels of images.
+        """Labels with scores, or numbers, of texts; labels of images or recordings.
 
         Args:
-            inputs: a text or several; pairs of texts are dicts with `text` and `text_pair`. Or paths of images, or of folders
-                of them.
+            inputs: a text or several; pairs of texts are dicts with `text` and `text_pair`. Or paths of images or
+                recordings, or of folders of them.
 
         Returns:
             For each: `labels` and `scores`, or `values`, as `hfstrat predict` writes them.
 
         Raises:
-            UserError: a model that generates text, an empty text, or an image that cannot be read.
+            UserError: a model that generates text, an empty text, or a file that cannot be read.
         """
         from hfstrat.cli import inference
 
         rows: list[Any] = [inputs] if isinstance(inputs, str | dict | Path) else list(inputs)
-        if not artifact.task_of(self.target).model.reads_tokens:
-            from hfstrat.data.image_rows import refs_of
-
-            rows = list(refs_of(map(str, rows)))
+        examples = artifact.task_of(self.target).rows
+        if examples.kind is not None:
+            rows = examples.files(map(str, rows))
         texts = [row["text"] if isinstance(row, dict) else row for row in rows]
         if empty := [place for place, text in enumerate(texts) if isinstance(text, str) and not text.strip()]:
             raise UserError(f"predict: text {empty[0]} is empty; expected text")

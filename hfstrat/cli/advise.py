@@ -53,7 +53,7 @@ class Request:
 def advise(request: Request, folder: Path | None, as_json: bool) -> None:
     """Print advice, and write recipes if a folder is given. Raises UserError."""
     if request.data is not None or request.task is not None:
-        training_data.refuse_images(request.data or "(none)", request.task)
+        training_data.refuse_media(request.data or "(none)", request.task)
     situation = situation_of(request)
     names = strategies_of(request.strategies, situation.data.task)
     situation, remark = measured(situation, names, request.measure)

@@ -203,32 +203,39 @@ def predict(
     file: Path | None,
     output: Path | None,
     quantization: str = "recorded",
-    images: list[str] | None = None,
+    media: dict[str, list[str]] | None = None,
     boxes: Boxes | None = None,
 ) -> None:
-    """Print labels or numbers for texts, or labels or boxes of images; or write a .jsonl with `text` or `image`, and `labels`
-    with `scores`, `values`, or `objects`.
+    """Print labels or numbers for texts, or labels or boxes of files; or write a .jsonl with `text`, `image` or `audio`, and
+    `labels` with `scores`, `values`, or `objects`.
+
+    Args:
+        media: paths of files and folders, by `image` or `audio`.
 
     Raises:
-        UserError: no texts or images, a file that cannot be read, an output that exists, or no classifier.
+        UserError: nothing to predict of, a file that cannot be read, an output that exists, or no classifier.
     """
-    if not texts and file is None and not images:
-        raise UserError("predict: no text; give --text TEXT or --file FILE, or --image PATH for images")
+    given = {name: paths for name, paths in (media or {}).items() if paths}
+    if not texts and file is None and not given:
+        raise UserError(
+            "predict: no text; give --text TEXT or --file FILE, --image PATH for images, or --audio PATH for recordings"
+        )
     check_output(output)
     check_task(target, tuple(name for name, task in TASKS.items() if not task.text.generates), IS_GENERATOR)
-    if not task_of(target).model.reads_tokens:
-        if texts or file is not None:
-            raise UserError(f"{target}: this is a classifier of images; give --image PATH, a file or a folder")
-        predict_images(target, images or [], output, boxes or Boxes())
+    if (rows := task_of(target).rows).kind is not None:
+        if texts or file is not None or set(given) != {rows.kind.column}:
+            kind = rows.kind
+            raise UserError(f"{target}: this is a classifier of {kind.plural}; give --{kind.column} PATH, a file or a folder")
+        predict_files(target, given[rows.kind.column], output, boxes or Boxes())
         return
     if boxes is not None and boxes.given:
         raise UserError(f"{boxes.given}: it is for detectors; remove it")
-    if images:
-        raise UserError(f"--image: {target} is a classifier of texts; give --text TEXT or --file FILE")
-    given = resolve(target)[1]
+    if given:
+        raise UserError(f"--{next(iter(given))}: {target} is a classifier of texts; give --text TEXT or --file FILE")
+    report = resolve(target)[1]
     if any(not text.strip() for text in texts):
         raise UserError("--text: it is empty; expected text")
-    inputs: list[Any] = [*map(valid, texts), *(_read_texts(file, given.run.recipe.data if given else None) if file else [])]
+    inputs: list[Any] = [*map(valid, texts), *(_read_texts(file, report.run.recipe.data if report else None) if file else [])]
     model, tokenizer, report = load(target, quantization, spreads=True)
     task = head_text(target)
     with _writer(output) as write:
@@ -258,8 +265,8 @@ def predicted(
 
     Args:
         options: of `HeadText.outputs`, where a task has some.
-        inputs: texts, or dicts with `text` and `text_pair`; or images, as `refs_of` finds them.
-        processor: a tokenizer, or an image processor.
+        inputs: texts, or dicts with `text` and `text_pair`; or files, as `Rows.files` finds them.
+        processor: a tokenizer, or a processor in its place.
     """
     import torch
 
@@ -272,21 +279,19 @@ def predicted(
         yield row, task.outputs(model, processor, row, torch.float32, **options)  # as the weights are, without autocast
 
 
-def predict_images(target: str, paths: list[str], output: Path | None, boxes: Boxes) -> None:
-    """Print the labels or boxes of image files and of those in folders, or write a .jsonl with `image`, and `labels` and
-    `scores` or `objects`.
+def predict_files(target: str, paths: list[str], output: Path | None, boxes: Boxes) -> None:
+    """Print the labels or boxes of images, or the labels of recordings, of files and of those in folders; or write a .jsonl
+    with `image` or `audio`, and `labels` and `scores` or `objects`.
 
     Raises:
-        UserError: an image that does not exist or cannot be read, or a folder to draw into that has files.
+        UserError: a file that does not exist or cannot be read, or a folder to draw into that has files.
     """
-    from hfstrat.data.image_rows import refs_of
-
-    task = head_text(target)
+    task, kind = head_text(target), task_of(target).rows.kind
     if boxes.given and not task.finds_boxes:
         raise UserError(f"{boxes.given}: it is for detectors, and {target} is a classifier; remove it")
     if boxes.draw is not None and boxes.draw.exists() and (not boxes.draw.is_dir() or any(boxes.draw.iterdir())):
         raise UserError(f"--draw: {boxes.draw} exists and is no empty folder; name another one")
-    refs = refs_of(paths)
+    refs = task_of(target).rows.files(paths)
     model, processor, report = load(target, spreads=True)
     options = {} if boxes.threshold is None else {"threshold": boxes.threshold}
     with _writer(output) as write:
@@ -296,13 +301,13 @@ def predict_images(target: str, paths: list[str], output: Path | None, boxes: Bo
                 stem = Path(ref.name).stem
                 task.draw(ref, found, boxes.draw / (f"{stem}.png" if len(refs) == 1 else f"{place + 1:04}-{stem}.png"))
             if output:
-                write(json.dumps({"image": ref.name, **task.record(found)}, ensure_ascii=False))
+                write(json.dumps({kind.column: ref.name, **task.record(found)}, ensure_ascii=False))
             else:
                 write(f"{task.line(found)}\t{ref.name}" if len(refs) > 1 else task.line(found))
     if output:
-        print(f"{output}: {len(refs)} images")
+        print(f"{output}: {len(refs)} {kind.plural}")
     if boxes.draw is not None:
-        print(f"{boxes.draw}: {len(refs)} images with boxes")
+        print(f"{boxes.draw}: {len(refs)} {kind.plural} with boxes")
 
 
 @contextmanager

@@ -65,6 +65,7 @@ def predict(
     text: Annotated[list[str] | None, Option("--text", "-t", help="A text; can be given several times")] = None,
     file: Annotated[Path | None, Option(help="Texts: lines of a .txt, or rows with a text or a pair of texts")] = None,
     image: Annotated[list[str] | None, Option(help="An image file or a folder of them; can be given several times")] = None,
+    audio: Annotated[list[str] | None, Option(help="A recording or a folder of them; can be given several times")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Write inputs, labels and scores to this .jsonl file")] = None,
     draw: Annotated[Path | None, Option(help="Of a detector: write the images with their boxes into this folder")] = None,
     threshold: Annotated[
@@ -72,10 +73,11 @@ def predict(
     ] = None,
     quantization: Form = "recorded",
 ) -> None:
-    """Classify texts or images, or find objects in images, with a trained model."""
+    """Classify texts, images or recordings, or find objects in images, with a trained model."""
     from hfstrat.cli import inference
 
-    inference.predict(target, text or [], file, output, quantization, image, inference.Boxes(draw, threshold))
+    media, boxes = {"image": image or [], "audio": audio or []}, inference.Boxes(draw, threshold)
+    inference.predict(target, text or [], file, output, quantization, media, boxes)
 
 
 def evaluate(

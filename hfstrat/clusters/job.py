@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from hfstrat.errors import UserError
+from hfstrat.publish.scrub import SECRETS
 from hfstrat.recipe import library
 from hfstrat.recipe.load import Loaded, located
 from hfstrat.recipe.section import seconds
@@ -33,9 +35,12 @@ READ_BY = {  # options that not every engine reads
     "cpus": (SLURM, SKYPILOT),
 }
 MOST_NODES, MOST_GPUS, MOST_RESTARTS = 1024, 16, 1000
+LONGEST_NAME = 40
 LEAST_TIME, MOST_TIME = 60.0, 366 * 86400.0
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY|_KEY$", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+SECRET_NAME = re.compile(  # not TOKENIZERS_PARALLELISM
+    r"(^|_)(TOKENS?|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE)?KEY)(_|$)", re.IGNORECASE
+)
+SECRET_SET = re.compile(r"\b(\w+)=(?![$`]|[\"'][$`])[\"']?\S")  # a variable and its value, if that is not computed
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -184,9 +189,13 @@ def parse_time(text: str) -> float:
 
 
 def default_name(output_dir: str) -> str:
-    """A name for the job from that of output_dir."""
+    """A name for the job from output_dir, another one for each: in a bucket, jobs of one name share a folder."""
     words = re.sub(r"[^a-z0-9]+", "-", Path(output_dir).expanduser().name.lower()).strip("-")
-    return f"hfstrat-{words}"[:40].rstrip("-")
+    name = f"hfstrat-{words}"
+    if len(name) <= LONGEST_NAME and Path(output_dir) == Path("runs", words):
+        return name
+    number = hashlib.sha256(str(Path(output_dir)).encode()).hexdigest()[:6]
+    return f"{name[: LONGEST_NAME - 7].rstrip('-')}-{number}"
 
 
 def config_of(name: str | None, nodes: int, gpus: int) -> tuple[str | None, str]:
@@ -222,7 +231,7 @@ def _environment(given: tuple[str, ...]) -> dict[str, str]:
         if not sign or not VARIABLE.fullmatch(name):
             shown = name if sign else each
             raise UserError(f"--env: {shown}: expected NAME=VALUE, such as NCCL_SOCKET_IFNAME=eth0")
-        if SECRET_NAME.search(name) or SECRET_VALUE.search(value):
+        if SECRET_NAME.search(name) or SECRETS.search(value):
             raise UserError(
                 f"--env: {name} looks like a secret, and --env is written into files; export it here and give --secret {name}"
             )
@@ -258,10 +267,13 @@ def _mounts(given: tuple[str, ...]) -> dict[str, str]:
 
 def _check_text(job: Job) -> None:
     """Refuse secrets in what is written, and line breaks where a line is meant. Raises UserError."""
+    for line in job.options.before:
+        if found := next((name for name in SECRET_SET.findall(line) if SECRET_NAME.search(name)), None):
+            raise UserError(f"--before: {found} looks like a secret, which would be written into a file; give --secret {found}")
     values = {key: value for key, value in vars(job.options).items() if key != "secret"}
     for name, value in values.items():
         for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and (SECRET_VALUE.search(text) or any(secret in text for secret in job.secrets.values())):
+            if isinstance(text, str) and (SECRETS.search(text) or any(secret in text for secret in job.secrets.values())):
                 option = name.replace("_", "-")
                 raise UserError(f"--{option}: holds a secret, which would be written into a file; give it by --secret NAME")
             if isinstance(text, str) and "\n" in text:
@@ -270,7 +282,7 @@ def _check_text(job: Job) -> None:
 
 def check_no_secret(job: Job, text: str) -> None:
     """Refuse to write a text that holds a secret, as from a recipe or an override. Raises UserError."""
-    if SECRET_VALUE.search(text) or any(secret in text for secret in job.secrets.values()):
+    if SECRETS.search(text) or any(secret in text for secret in job.secrets.values()):
         raise UserError(
             f"{job.loaded.source}: this recipe or one of its overrides holds a token, which would be written into a file; "
             "remove it, and give it by --secret NAME"

@@ -31,19 +31,18 @@ cat > {recipe_file} <<{recipe}
 """
 
 KEEP = """\
-store={store}
-{again}mkdir -p "$store" "$run" || exit 1
+mkdir -p "$store" "$run" || exit 1
 if [ -d "$store/run" ]; then
   echo "hfstrat: continues with what earlier attempts have kept"
   cp -r "$store/run/." "$run/" || exit 1
 fi
 # copies what is new; what training has removed, such as an old checkpoint, is removed from the bucket too
-keep() {{
+keep() {
   mkdir -p "$store/run" && cp -ru "$run/." "$store/run/" || return 1
   for old in "$store"/run/*; do
-    if [ -e "$old" ] && [ ! -e "$run/${{old##*/}}" ]; then rm -rf "$old"; fi
+    if [ -e "$old" ] && [ ! -e "$run/${old##*/}" ]; then rm -rf "$old"; fi
   done
-}}
+}
 """
 
 NO_KEEP = """\
@@ -53,7 +52,7 @@ keep() { :; }
 
 AGAIN = """\
 # an attempt that ended for good is not repeated
-ended="$store/ended-{launch}"
+ended="{ended}-{launch}"
 if [ -f "$ended" ]; then
   echo "hfstrat: an earlier attempt ended with code $(cat "$ended"); it is not repeated" >&2
   exit "$(cat "$ended")"
@@ -61,6 +60,7 @@ fi
 """
 
 SESSION = """\
+final=
 before=$(newest)
 training=
 trap 'kill -TERM "$training" 2>/dev/null' TERM INT
@@ -83,17 +83,26 @@ fi
 """
 
 END = """\
-if [ "$code" -ge 124 ]; then  # stopped: 124 by the time limit, {interrupted} by a signal once it has saved
-  code={interrupted}
+if [ "$code" -eq 126 ] || [ "$code" -eq 127 ]; then
+  echo "hfstrat: this machine has no command hfstrat; install it by --package, or name a --container that has it" >&2
+  final=1
+elif [ "$code" -ge 124 ]; then  # stopped: 124 by the time limit, {interrupted} by a signal once it has saved
+  stopped=$code code={interrupted}
   if [ "$(newest)" = "$before" ]; then
-    echo "hfstrat: no checkpoint was saved in this session, so it is not repeated; give more --time" >&2
     code={crash}
+    if [ "$stopped" -eq 124 ]; then
+      echo "hfstrat: no checkpoint was saved in this session, so it is not repeated; give more --time" >&2
+      final=1
+    else
+      echo "hfstrat: stopped by a signal, and no checkpoint was saved in this session" >&2
+    fi
   fi
 fi
 """
 
 NOTE = """\
-case "$code" in {final}) echo "$code" > "$ended" ;; esac
+case "$code" in {final}) final=1 ;; esac
+if [ -n "$final" ] && [ -n "$ended" ]; then echo "$code" > "$ended"; fi
 """
 
 
@@ -146,7 +155,15 @@ def config_name(job: Job) -> str | None:
 
 
 def text(
-    job: Job, names: dict[str, str], *, work: str, store: str | None, launch: str, lines: tuple[str, ...] = (), rank: str = ""
+    job: Job,
+    names: dict[str, str],
+    *,
+    work: str,
+    store: str | None,
+    launch: str,
+    is_kept: bool = False,
+    lines: tuple[str, ...] = (),
+    rank: str = "",
 ) -> str:
     """The complete script of a machine.
 
@@ -154,6 +171,7 @@ def text(
         names: paths below `files/` of local files, by their values in the recipe.
         work, store: words of the shell: the working folder, and that of the bucket; without a bucket nothing is kept.
         launch: this launch; further attempts of it have the same.
+        is_kept: output_dir outlives the machine by itself, as on a volume.
         lines: run before training, in the working folder.
         rank: lines that set NODE, HOST0 and PORT.
     """
@@ -162,7 +180,6 @@ def text(
     parts = [
         "#!/bin/bash",
         f"# written by hfstrat launch: {job.name}",
-        "set -u",
         START.format(work=work, recipe=word, recipe_file=RECIPE).rstrip(),
         recipe,
     ]
@@ -170,16 +187,17 @@ def text(
         word, config = script.here(config)
         parts += [f"cat > {CONFIG} <<{word}", config]
     parts += [*lines, script.exports({"PYTHONUNBUFFERED": "1", **job.env}).rstrip(), *job.options.before, rank.rstrip()]
-    parts.append(f"run={shlex.quote(run)}")
-    again = AGAIN.format(launch=launch)
-    parts.append((KEEP.format(store=store, again=again) if store else NO_KEEP).rstrip())
+    parts += ["set -u", f"run={shlex.quote(run)}"]  # not before: scripts of others read variables that are not set
+    ended = "$store/ended" if store else "$run.ended" if is_kept else ""
+    parts += [f"store={store}"] if store else []
+    parts.append(AGAIN.format(ended=ended, launch=launch).rstrip() if ended else "ended=")
+    parts.append((KEEP if store else NO_KEEP).rstrip())
     parts += [
         script.NEWEST.rstrip(),
         SESSION.format(command=_command(job), every=KEEP_EVERY, wait=script.WAIT.rstrip()).rstrip(),
     ]
     parts.append(END.format(interrupted=errors.INTERRUPTED, crash=errors.CRASH).rstrip())
-    if store:
-        parts.append(NOTE.format(final="|".join(map(str, FINAL))).rstrip())
+    parts.append(NOTE.format(final="|".join(map(str, FINAL))).rstrip())
     return "\n".join(part for part in [*parts, 'exit "$code"\n'] if part)
 
 

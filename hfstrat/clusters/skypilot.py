@@ -180,7 +180,7 @@ class SkyPilot(Engine):
         lines = (". ~/hfstrat/venv/bin/activate",) if installed else ()
         rank = RENDEZVOUS if job.nodes > 1 else ""
         launch = "$SKYPILOT_TASK_ID"  # the same for all attempts of a managed job
-        return remote.text(job, names, work=WORK, store=store, launch=launch, lines=lines, rank=rank)
+        return remote.text(job, names, work=WORK, store=store, launch=launch, is_kept=self.shared, lines=lines, rank=rank)
 
     def check(self) -> None:
         need("sky", "pip install 'skypilot[aws]' (or another cloud) and `sky check`")

@@ -125,10 +125,10 @@ class Slurm(Engine):
             shell,
             *self._directives(),
             f"# written by hfstrat launch; submit it with: sbatch --parsable {shlex.quote(str(job.folder / 'job.sbatch'))}",
-            "set -u",
             *(f"module load {shlex.quote(module)}" for module in options.module),
             script.exports(self._environment()).rstrip(),
             *options.before,
+            "set -u",  # not before: scripts of others, such as those of conda, read variables that are not set
             self._rendezvous().rstrip(),
         ]
         word, lines = script.here(self._on_each_node())
@@ -158,8 +158,8 @@ class Slurm(Engine):
             "gpus-per-node": gpus if job.gpus else None,
             "cpus-per-task": str(options.cpus) if options.cpus else None,
             "time": slurm_time(job.limit) if job.limit else None,
-            "partition": options.partition,
-            "account": options.account,
+            "partition": options.partition and _quoted(options.partition),
+            "account": options.account and _quoted(options.account),
             "signal": f"B:USR1@{saving(job.limit):.0f}",
         }
         lines = [f"#SBATCH --{name}={value}" for name, value in values.items() if value is not None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,14 @@ import numpy as np
 from hfstrat.data.box_format import FORMAT, BoxFormat
 from hfstrat.data.box_rows import BoxSource, write
 from hfstrat.data.classes import check_seen, collect_labels, encode_labels, find_conflicts, labeled_selection
-from hfstrat.data.image_classes import FEW, SHOWN, ImageClasses, ImageEncoder
+from hfstrat.data.image_classes import ImageClasses, ImageEncoder
+from hfstrat.data.media_classes import FEW, SHOWN
 from hfstrat.data.prepare import PreparedData, Table, divide, evaluation_fields
 from hfstrat.data.sources import DataSource
 from hfstrat.data.splits import Selection
 from hfstrat.data.stats import Statistics
 from hfstrat.errors import UserError
-from hfstrat.recipe.data import Data, Source
+from hfstrat.recipe.data import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,20 +31,16 @@ SMALL, LARGE = 32**2, 96**2  # pixels of the area of a box: between them it is m
 class BoxEncoder(ImageEncoder):
     """Images with boxes; the classes are those of the training boxes, or of the model."""
 
-    def open(self, source: Source, data: Data, key: str) -> BoxSource:
-        return BoxSource.open(source, data, key)
-
-    def reader(self, source: DataSource) -> Callable[..., Any]:
-        return BoxFormat.detect
+    reading, opens = BoxFormat, BoxSource
 
     def options(self, source: DataSource) -> dict[str, Any]:
-        data, length = source.data, self.renderer.tokens
-        names = data.class_names or list(map(list, source.class_names.values()))
+        data = source.data
+        names: list[Any] = data.class_names or list(map(list, source.class_names.values()))
         form = {"box_format": data.box_format, "classes": names}
-        return {"task": FORMAT, **form, "length": length, "write_version": WRITE_VERSION}
+        return {"task": FORMAT, **form, **self.inputs, "write_version": WRITE_VERSION}
 
     def write(self, source: DataSource, target: Path) -> Statistics:
-        return write(*source.read(), self.renderer.tokens, target)
+        return write(*source.read(), self.measure, target)
 
     def with_labels(self, table: Table, key: str) -> Selection:
         self.many = True  # an image has any number of boxes; one class is enough

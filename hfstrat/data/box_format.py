@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from hfstrat.data.columns import Reading, columns_of, propose, rename
-from hfstrat.data.image_files import ImageRef
-from hfstrat.data.image_rows import IMAGES, OTHER_NAMES, image_of
+from hfstrat.data.image_files import IMAGE
 from hfstrat.data.labeled import OF_TASKS
 from hfstrat.data.labels import STRIPPED, label_of
+from hfstrat.data.media_files import MediaRef
+from hfstrat.data.media_rows import file_of
 from hfstrat.data.values import BadRow, is_missing, looks_like_list, parse_json, parse_list, shown
 from hfstrat.errors import UserError
 
 FORMAT = "object-detection"
 BOXES = ("bbox", "bboxes", "boxes")  # names of the column with boxes, within `objects` or beside the image
 CATEGORIES = ("categories", "category", "category_id", "label", "labels", "class", "classes", "class_labels")
-OUR_COLUMNS = sorted({*IMAGES, "objects", *BOXES, *CATEGORIES})
+OUR_COLUMNS = sorted({*IMAGE.names, "objects", *BOXES, *CATEGORIES})
 WORDS = {
     "xywh": "xywh (left, top, width, height in pixels)",
     "xyxy": "xyxy (left, top, right, bottom in pixels)",
@@ -44,15 +45,15 @@ class LabeledBoxes(NamedTuple):
     `size` are width and height of the image that the boxes are of, where the data have them.
     """
 
-    image: ImageRef
+    file: MediaRef
     boxes: list[tuple[float, ...]]
     labels: list[str]
     changes: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
 
     @property
-    def prompt(self) -> ImageRef:
-        return self.image
+    def prompt(self) -> MediaRef:
+        return self.file
 
     @property
     def answer(self) -> str:
@@ -100,7 +101,7 @@ class BoxFormat(Reading):
             raise UserError(f"data.format: {wanted} is for task: {theirs}; expected {FORMAT} or auto")
         renamed = rename(columns_of(head), mapping, source)
         given = list(renamed.values())
-        image = next((name for name in IMAGES if name in given), None)
+        image = next((name for name in IMAGE.names if name in given), None)
         nested = "objects" in given
         keys = _keys_of(head, next(theirs for theirs, ours in renamed.items() if ours == "objects")) if nested else given
         boxes = next((name for name in BOXES if name in keys), None)
@@ -136,9 +137,9 @@ class BoxFormat(Reading):
         labels = [self._label(value) for value in given]
         changes: tuple[str, ...] = (STRIPPED,) if any(isinstance(e, str) and e != e.strip() for e in given) else ()
         changes += (CROWDS,) if left_out else ()
-        image, size = image_of(named.get(self.image), self.image), objects.get(STATED_SIZE) if self.nested else None
+        file, size = file_of(named.get(self.image), self.image, IMAGE), objects.get(STATED_SIZE) if self.nested else None
         known = tuple(size) if size and all(isinstance(side, int) and side > 0 for side in size) else None
-        return LabeledBoxes(image, [four_numbers(box, self.boxes) for box in boxes], labels, changes, known)  # type: ignore[arg-type]
+        return LabeledBoxes(file, [four_numbers(box, self.boxes) for box in boxes], labels, changes, known)  # type: ignore[arg-type]
 
     def _label(self, value: Any) -> str:
         names = self.class_names
@@ -153,7 +154,7 @@ def _misfit(source: str, given: list[str], keys: list[str] | None, image: str | 
     """Why columns are no images with boxes, in a sentence."""
     found = ", ".join(given) or "no columns"
     if image is None:
-        hint = propose(given, {"image": OTHER_NAMES})
+        hint = propose(given, {IMAGE.column: IMAGE.others})
         return f"{source}: task {FORMAT} needs an image and its boxes; the data have {found}. {hint}"
     if keys is not None:
         lacks = "bbox" if boxes is None else "categories"

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from hfstrat.data.box_format import STATED_SIZE
-from hfstrat.data.image_files import ImageRef, is_image
+from hfstrat.data.image_files import IMAGE, ImageRef
 from hfstrat.data.sources import SPLITS
 from hfstrat.errors import UserError, first_line
 
@@ -204,7 +204,7 @@ def _yolo_images(base: Path, entry: str, file: Path, key: str) -> list[Path]:
     if found.is_file():
         lines = [line.strip() for line in found.read_text(encoding="utf-8").splitlines() if line.strip()]
         return [path if (path := Path(line)).is_absolute() else (found.parent / line) for line in lines]
-    return sorted(path for path in found.rglob("*") if path.is_file() and is_image(path.name))
+    return sorted(path for path in found.rglob("*") if path.is_file() and IMAGE.fits(path.name))
 
 
 def _yolo_names(names: Any, file: Path, key: str) -> list[str] | None:
@@ -226,7 +226,7 @@ def _yolo_folders(folder: Path, splits: tuple[str, ...]) -> list[Path]:
             folder / "images",
         ):
             if place.is_dir() and _labels_of(place).is_dir():
-                return sorted(path for path in place.rglob("*") if path.is_file() and is_image(path.name))
+                return sorted(path for path in place.rglob("*") if path.is_file() and IMAGE.fits(path.name))
     return []
 
 

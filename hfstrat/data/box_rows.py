@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,11 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.data import box_layout, features, image_layout, readers
+from hfstrat.data import box_layout, features, media_layout, media_rows
 from hfstrat.data.box_format import EXPECTED, BoxFormat, Corners, Evidence, LabeledBoxes, corners
 from hfstrat.data.box_layout import BoxLayout
-from hfstrat.data.image_files import is_image
-from hfstrat.data.image_rows import ImageSource, example_of, write_images
+from hfstrat.data.image_rows import ImageMeasure, ImageSource
 from hfstrat.data.sources import splits_of
 from hfstrat.data.stats import Statistics
 from hfstrat.data.values import Row
@@ -52,10 +50,10 @@ class BoxSource(ImageSource):
                     f"source, whose boxes are {found.form}; remove it"
                 )
             return cls(source, data, None, None, boxes=found)
-        layout = image_layout.find(source.path, key, folder_splits, needs_metadata=EXPECTED)
+        layout = media_layout.find(source.path, key, folder_splits, cls.kind, needs_metadata=f"with their boxes; {EXPECTED}")
         if layout is not None:
             return cls(source, data, None, None, layout=layout)
-        if is_image(source.path):
+        if cls.kind.fits(source.path):
             raise UserError(f"{key}: {source.path}: images alone have no boxes; {EXPECTED}")
         opened = ImageSource.open(source, data, key)
         return cls(source, data, opened.files, opened.hub)
@@ -88,15 +86,6 @@ class BoxSource(ImageSource):
 
     def remarks(self) -> list[str]:
         return list(self.boxes.lines) if self.boxes is not None else super().remarks()
-
-
-def check_source(source: Source, data: Data, key: str, reader: Any) -> None:
-    """Refuse a local source without images and boxes, or whose first rows cannot be read, before torch. Raises UserError."""
-    opened = BoxSource.open(source, data, key)
-    opened.detect = reader
-    rows, reading = opened.read()
-    for index, row in enumerate(itertools.islice(rows, readers.HEAD_ROWS)):
-        example_of(row, reading, index)
 
 
 def schema() -> pyarrow.Schema:
@@ -150,7 +139,7 @@ class Counted:
 def usable(example: LabeledBoxes, form: str, width: int, height: int, counted: Counted) -> list[tuple[Corners, str]]:
     """The boxes of an image as clipped corners with their classes; those without area or outside are counted and left out."""
     kept: list[tuple[Corners, str]] = []
-    name = example.image.name
+    name = example.file.name
     for box, label in zip(example.boxes, example.labels, strict=True):
         left, top, right, bottom = whole = corners(box, form, width, height)
         if right <= left or bottom <= top:
@@ -170,8 +159,8 @@ def usable(example: LabeledBoxes, form: str, width: int, height: int, counted: C
     return kept
 
 
-def write(rows: Iterable[Row], reading: BoxFormat, length: int, target: Path) -> Statistics:
-    """Write the prepared rows (`image_rows.schema` and `boxes`) and return their statistics.
+def write(rows: Iterable[Row], reading: BoxFormat, measure: ImageMeasure, target: Path) -> Statistics:
+    """Write the prepared rows (`media_rows.schema` and `boxes`) and return their statistics.
 
     Raises:
         UserError: rows that do not fit their format, too many images that cannot be read, boxes that are not what the format
@@ -184,11 +173,11 @@ def write(rows: Iterable[Row], reading: BoxFormat, length: int, target: Path) ->
         if example.size not in (None, (width, height)):
             why = " (an EXIF rotation is applied)" if example.size == (height, width) else ""
             stated = " x ".join(map(str, example.size or ()))
-            counted.resized.append(f"{example.image.name} is {width} x {height} and not {stated} pixels{why}")
+            counted.resized.append(f"{example.file.name} is {width} x {height} and not {stated} pixels{why}")
         kept = usable(example, form, width, height, counted)
         return [label for _, label in kept], ([number for box, _ in kept for number in box],)
 
-    stats = write_images(rows, reading, length, target, schema(), more)
+    stats = media_rows.write(rows, reading, measure, target, schema(), more)
     stats.warnings += counted.check_sizes(reading.source, stats.rows_read)
     stats.warnings += counted.evidence.check(reading.source, reading.box_format, reading.fixed)
     left_out = sum(counted.names.get(what, 0) for what in (FLAT, OUTSIDE))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from hfstrat.data.collate import TokenCollator
-from hfstrat.data.image_files import ImageRef, Unreadable
+from hfstrat.data.image_files import ImageRef
+from hfstrat.data.media_files import Unreadable
 from hfstrat.errors import UserError
 from hfstrat.recipe.images import Augmentation
 

@@ -17,10 +17,11 @@ import numpy as np
 
 from hfstrat.data.coverage import Notes
 from hfstrat.data.formats import hash_text
-from hfstrat.data.image_files import Unreadable, decode
-from hfstrat.data.image_messages import MARK, ImageExample, ImageTextFormat, ImageTextSource, example_of
+from hfstrat.data.image_files import IMAGE, decode
+from hfstrat.data.image_messages import MARK, ImageExample, ImageTextFormat, ImageTextSource
 from hfstrat.data.image_render import Encoded, ImageRenderer
-from hfstrat.data.image_rows import check_unreadable
+from hfstrat.data.media_files import Unreadable
+from hfstrat.data.media_rows import check_unreadable, example_of
 from hfstrat.data.prepare import PreparedData, RowEncoder, divide, evaluation_fields
 from hfstrat.data.render import RENDER_VERSION, TEMPLATES
 from hfstrat.data.sources import DataSource
@@ -99,7 +100,7 @@ class ChatWriter:
             writer.flush()
         self.stats.sha256 = writer.digest.hexdigest()
         take_notes(self.stats, self.renderer)
-        check_unreadable(self.stats, self.bad)
+        check_unreadable(self.stats, self.bad, IMAGE)
         check(self.stats, self.long_rows, self.data)
         return self.stats
 

@@ -8,14 +8,11 @@ grayscale is scaled to 8 bits. Pillow is imported when the first image is opened
 
 from __future__ import annotations
 
-import functools
 import io
-import os
 import warnings
-import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from hfstrat.data.media_files import Kind, MediaRef, Unreadable
 from hfstrat.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, from which it suspects a decompression bomb
 MAX_RATIO = 200  # of the sides; the shorter one becomes that of the model
-MAX_BYTES = 2**30  # of one image in an archive, decompressed
 SIXTEEN = 257  # 65,535 / 255
 GRAY = "have a grayscale image, which becomes RGB"
 CHANGES = {  # by Pillow's mode, in the words of `Statistics.changes`
@@ -44,38 +40,24 @@ ROTATED = "have an EXIF rotation, which is applied"
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-class Unreadable(Exception):
-    """An image that cannot be used; the message says why."""
-
-
-class ImageRef(NamedTuple):
-    """Where an image is: a file, a member of a zip archive, or bytes of a table. `path` is absolute where it is local."""
-
-    path: str
-    member: str = ""
-    data: bytes | None = None
-
-    @property
-    def name(self) -> str:
-        """The image, named for messages."""
-        return f"{self.path}/{self.member}" if self.member else self.path
-
-    def read(self) -> bytes:
-        """Its bytes. Raises Unreadable."""
-        if self.data is not None:
-            return self.data
-        try:
-            return read_member(self.path, self.member) if self.member else Path(self.path).read_bytes()
-        except FileNotFoundError:
-            raise Unreadable("no such file") from None
-        except IsADirectoryError:
-            raise Unreadable("it is a folder") from None
-        except (OSError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-            raise Unreadable(f"it cannot be read: {first_line(error)}") from None
+class ImageRef(MediaRef):
+    """Where an image is."""
 
     def open(self) -> Image.Image:
         """The image in RGB. Raises Unreadable."""
         return decode(self.read()).image
+
+
+IMAGE = Kind(
+    "image",
+    "images",
+    "image",
+    ("image", "img", "file_name"),
+    ("img", "picture", "photo", "file_name", "filename", "file", "path", "filepath", "image_path", "image_file", "jpg"),
+    SUFFIXES,
+    "Image",
+    ImageRef,
+)
 
 
 class Decoded(NamedTuple):
@@ -91,32 +73,6 @@ def check_installed(task: str) -> None:
 
     if importlib.util.find_spec("PIL") is None:
         raise UserError(f"task: {task} needs Pillow: pip install 'hfstrat[vision]'")
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is an image, by its suffix."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def open_archive(path: str) -> zipfile.ZipFile:
-    """A zip archive, opened once in each process. Raises UserError if it is none."""
-    return _opened(path, os.getpid())
-
-
-@functools.lru_cache(maxsize=8)
-def _opened(path: str, process: int) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: not a readable zip archive: {first_line(error)}") from None
-
-
-def read_member(path: str, member: str) -> bytes:
-    """The bytes of a member of an archive. Raises Unreadable where they are too many."""
-    archive = open_archive(path)
-    if (size := archive.getinfo(member).file_size) > MAX_BYTES:
-        raise Unreadable(f"it has {size:,} bytes, more than {MAX_BYTES:,}")
-    return archive.read(member)
 
 
 def decode(data: bytes) -> Decoded:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ from typing import Any, NamedTuple
 from hfstrat.data import readers
 from hfstrat.data.columns import Reading, columns_of, filled, propose, rename
 from hfstrat.data.formats import ALIASES, FORMATS, Example, with_system
-from hfstrat.data.image_files import ImageRef
-from hfstrat.data.image_rows import ImageSource, image_of, stat_of
+from hfstrat.data.image_files import IMAGE, ImageRef
+from hfstrat.data.image_rows import ImageSource
+from hfstrat.data.media_files import MediaRef
+from hfstrat.data.media_rows import file_of, stat_of
 from hfstrat.data.messages import parse_messages, parse_template_kwargs
 from hfstrat.data.sources import DataSource
 from hfstrat.data.values import REPLACED, BadRow, Row, is_missing, valid
@@ -48,7 +49,7 @@ class ImageExample(NamedTuple):
     """A conversation whose texts have `MARK` in the place of each image, and its images in that order."""
 
     inner: Example
-    images: tuple[ImageRef, ...]
+    images: tuple[MediaRef, ...]
 
     @property
     def has_target(self) -> bool:
@@ -142,7 +143,7 @@ class ImageTextFormat(Reading):
         return "assistant" if self.kind in ("messages", "conversations") else "completions"
 
 
-def _images_of(values: dict[str, Any]) -> list[ImageRef] | None:
+def _images_of(values: dict[str, Any]) -> list[MediaRef] | None:
     """The images of the row's column; None where it has none. Raises BadRow."""
     name = next((name for name in COLUMNS if name in values and not is_missing(values[name])), None)
     if name is None:
@@ -152,7 +153,7 @@ def _images_of(values: dict[str, Any]) -> list[ImageRef] | None:
     return [_ref(each, f"{name}[{place}]" if len(listed) > 1 else name) for place, each in enumerate(listed)]
 
 
-def _ref(value: Any, column: str) -> ImageRef:
+def _ref(value: Any, column: str) -> MediaRef:
     """An image as it is found. Raises BadRow: it is on the network, or no image."""
     if isinstance(value, str):
         if value.startswith("data:"):
@@ -174,10 +175,10 @@ def _ref(value: Any, column: str) -> ImageRef:
         return _ref(value["path"], column)
     if isinstance(value, list):
         raise BadRow(f"'{column}' is a list in a list, expected one list with the images of the row")
-    return image_of(dict(value) if isinstance(value, Mapping) else value, column)
+    return file_of(dict(value) if isinstance(value, Mapping) else value, column, IMAGE)
 
 
-def _of_data_url(value: str, column: str) -> ImageRef:
+def _of_data_url(value: str, column: str) -> MediaRef:
     """An image whose bytes are in its URL, as OpenAI's API takes it."""
     head, comma, rest = value.partition(",")
     try:
@@ -214,7 +215,7 @@ class _Places:
 
     def __init__(self, has_column: bool, has_parts: bool) -> None:
         self.has_column, self.has_parts = has_column, has_parts
-        self.found: list[ImageRef | None] = []  # the image of each place, in order; None where it is of the column
+        self.found: list[MediaRef | None] = []  # the image of each place, in order; None where it is of the column
 
     def marked(self, value: Any, column: str) -> Any:
         """A value of the row with `MARK` in the places of its images. Raises BadRow."""
@@ -262,8 +263,8 @@ class _Places:
         return {"type": "text", "text": MARK}
 
     def join(
-        self, given: list[ImageRef] | None, values: dict[str, Any], kind: str
-    ) -> tuple[tuple[ImageRef, ...], tuple[str, ...]]:
+        self, given: list[MediaRef] | None, values: dict[str, Any], kind: str
+    ) -> tuple[tuple[MediaRef, ...], tuple[str, ...]]:
         """The images of the places, in order, and what was changed. Raises BadRow where places and images differ."""
         column, open_places = list(given or []), sum(one is None for one in self.found)
         if column and not self.found:
@@ -373,9 +374,9 @@ class ImageTextSource(ImageSource):
         return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
 
 
-def refs_in(value: Any) -> Iterator[ImageRef]:
+def refs_in(value: Any) -> Iterator[MediaRef]:
     """The images that a row names, wherever they are in it."""
-    if isinstance(value, ImageRef):
+    if isinstance(value, MediaRef):
         yield value
     elif isinstance(value, Mapping):
         for each in value.values():
@@ -411,7 +412,7 @@ def _located(value: Any, folder: Path) -> Any:
     """A path as an image in this folder; anything else as it is."""
     if isinstance(value, Mapping):
         keys = {key: _located(each, folder) for key, each in value.items() if key in ("path", "url", "image")}
-        refs = [each for each in keys.values() if isinstance(each, ImageRef)]
+        refs = [each for each in keys.values() if isinstance(each, MediaRef)]
         return refs[0] if refs and not isinstance(value.get("bytes"), bytes) else value
     if not isinstance(value, str) or not value.strip() or value.startswith("data:") or value.lower().startswith(NETWORK):
         return value
@@ -427,21 +428,3 @@ def _undecoded_lists(rows: Any) -> Any:
         if isinstance(getattr(feature, "feature", None), Image):
             rows = rows.cast_column(name, Several(Image(decode=False)))
     return rows
-
-
-def check_source(source: Source, data: Data, key: str, reader: Any) -> None:
-    """Refuse a source without conversations, or whose first rows cannot be read, before torch. Raises UserError."""
-    opened = ImageTextSource.open(source, data, key)
-    opened.detect = reader
-    rows, reading = opened.read()
-    for index, row in enumerate(itertools.islice(rows, readers.HEAD_ROWS)):
-        example_of(row, reading, index)
-
-
-def example_of(row: Row, reading: Any, index: int) -> ImageExample:
-    """A row as a conversation with images. Raises UserError, which names the row."""
-    try:
-        found: ImageExample = reading.example(row)
-    except BadRow as error:
-        raise UserError(f"{reading.where(index)}: {error}") from None
-    return found

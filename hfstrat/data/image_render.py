@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfstrat.data.chat_template import TEMPLATES, ChatTemplate, check_template
 from hfstrat.data.coverage import Coverage
-from hfstrat.data.image_files import ImageRef, Unreadable
+from hfstrat.data.image_files import ImageRef
 from hfstrat.data.image_messages import MARK, ImageExample
 from hfstrat.data.image_processing import ChatProcessor
+from hfstrat.data.media_files import MediaRef, Unreadable
 from hfstrat.data.messages import Message
 from hfstrat.data.render import IGNORED, Renderer
 from hfstrat.data.segments import Rendered, Segment
@@ -184,7 +185,7 @@ class ImageRenderer(Renderer):
             UserError: an image that cannot be read, or other marks than images.
         """
         given = prompt if isinstance(prompt, dict) else {"messages": prompt}
-        refs = [each if isinstance(each, ImageRef) else ImageRef(str(each)) for each in given.get("images", [])]
+        refs = [each if isinstance(each, MediaRef) else ImageRef(str(each)) for each in given.get("images", [])]
         try:
             images = [open_ref(ref) for ref in refs]
         except Unreadable as error:
@@ -226,7 +227,7 @@ class ImageRenderer(Renderer):
                     raise BadRow(f"the text of a {message['role']} turn contains {word}, which stands for an image; remove it")
 
 
-def open_ref(ref: ImageRef) -> Image:
+def open_ref(ref: MediaRef) -> Image:
     """The image in RGB. Raises Unreadable, which names it."""
     try:
         return ref.open()

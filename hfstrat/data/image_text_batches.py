@@ -7,9 +7,10 @@ from typing import Any, Self
 import torch
 
 from hfstrat.data.collate import TokenCollator, loss_positions, shift
-from hfstrat.data.image_files import ImageRef, Unreadable
+from hfstrat.data.image_files import ImageRef
 from hfstrat.data.image_processing import ChatProcessor
 from hfstrat.data.image_render import open_ref
+from hfstrat.data.media_files import Unreadable
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import UserError
 

@@ -37,6 +37,7 @@ OF_TASKS = (
     "text-classification",
     "regression",
     "image-classification",
+    "audio-classification",
     "object-detection",
 )  # formats with the name of their task
 LABELS = ("label", "labels")

@@ -154,7 +154,7 @@ def padding_share(order: BatchOrder, micro_batch: int, multiple: int) -> float:
     """The share of positions that are padding in batches of `micro_batch` rows."""
     tokens = positions = 0
     for step in range(min(SAMPLED_STEPS, order.steps)):
-        lengths = order.lengths[order.batch(step)]
+        lengths = order.lengths[order.batch(step) % len(order.lengths)]
         tokens += int(lengths.sum())
         positions += sum(
             len(part) * rounded(int(part[0]), multiple)

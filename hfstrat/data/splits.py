@@ -292,6 +292,7 @@ def describe_duplicates(found: dict[str, Any]) -> list[str]:
         ("eval_rows_in_train", "eval_rows_in_train_examples", "evaluation rows are also in the training data"),
         ("conflicting_texts", "conflicting_text_examples", "training texts occur with different labels"),
         ("conflicting_images", "conflicting_image_examples", "training images occur with different labels"),
+        ("conflicting_recordings", "conflicting_recording_examples", "training recordings occur with different labels"),
     ):
         if found.get(count):
             lines.append(f"{found[count]:,} {words}, for example " + "; ".join(f'"{text}"' for text in found[examples]))

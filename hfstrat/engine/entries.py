@@ -17,7 +17,7 @@ from typing import Any
 
 from hfstrat import __version__
 from hfstrat.data import cache, readers, sources
-from hfstrat.data.image_layout import is_of_images
+from hfstrat.data.media_layout import holds
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import LIBRARIES, installed
 from hfstrat.models.load import read_json
@@ -30,7 +30,7 @@ from hfstrat.recipe.stored import flat
 from hfstrat.run import preflight
 from hfstrat.strategies import defaults
 from hfstrat.strategies.description import Footprint
-from hfstrat.tasks import TASKS, CausalLM, ImageClassification, task_of_rows
+from hfstrat.tasks import TASKS, AudioClassification, CausalLM, ImageClassification, task_of_rows
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 NO_LIMIT = ["training.num_train_epochs=null", "training.max_steps=null", "training.max_time=null"]
@@ -212,16 +212,17 @@ def task_of(data: str, wanted: str | None, overrides: Iterable[str] = ()) -> tup
         if wanted not in TASKS:
             raise UserError(f"--task: {wanted}: no such task; expected one of {', '.join(TASKS)}")
         return wanted, "set by --task"
-    if is_of_images(data):
-        return ImageClassification.name, "detected from its images; set --task to change it"
+    for task in (ImageClassification, AudioClassification):
+        if holds(data, task.rows.kind):
+            return task.name, f"detected from its {task.rows.kind.plural}; set --task to change it"
     files = sources.local_files(data, "--data")
     if not files:
         return CausalLM.name, "not detected for a dataset of the Hub; set --task to change it"
     try:
-        task = task_of_rows(readers.read_head(files[0]), data, data=load_data(data, overrides).recipe.data)
+        found = task_of_rows(readers.read_head(files[0]), data, data=load_data(data, overrides).recipe.data)
     except UserError:  # the checks of the recipes report it
-        task = TASKS[CausalLM.name]
-    return task.name, "detected from the columns; set --task to change it"
+        found = TASKS[CausalLM.name]
+    return found.name, "detected from the columns; set --task to change it"
 
 
 def propose(name: str, task: str, model: str, data: str) -> str:

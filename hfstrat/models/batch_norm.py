@@ -29,7 +29,7 @@ def contiguous_gradients(model: nn.Module) -> Callable[[], None]:
 
 def _on_output(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
     if output.requires_grad and output.shape[0] == 1 and output.device.type == "cpu":
-        output.register_hook(_contiguous)
+        output.register_hook(_contiguous)  # type: ignore[no-untyped-call]
 
 
 def _contiguous(gradient: torch.Tensor) -> torch.Tensor:

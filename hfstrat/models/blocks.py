@@ -132,9 +132,18 @@ def input_parameters(model: Any) -> list[Any]:
         return list(model.parameters())
 
 
+def body_name(model: Any) -> str:
+    """The name of the body in a classification model: `base_model_prefix`, or the largest child where the class has no such
+    attribute, as Whisper's, whose body is its `encoder`."""
+    if hasattr(model, model.base_model_prefix):
+        return str(model.base_model_prefix)
+    sizes = {name: sum(1 for _ in child.modules()) for name, child in model.named_children()}
+    return max(sizes, key=lambda name: sizes[name])
+
+
 def head_modules(model: Any) -> list[str]:
     """The names of the head's modules in a classification model: those next to the body, and the pooler."""
-    body = model.base_model_prefix
+    body = body_name(model)
     beside = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
     inner = getattr(model, body, None)
     within = [f"{body}.pooler"] if getattr(inner, "pooler", None) is not None else []
@@ -143,7 +152,7 @@ def head_modules(model: Any) -> list[str]:
 
 def final_linear(model: Any) -> nn.Linear:
     """The last linear layer of a classifier, whose outputs are the logits. Raises UserError if there is none."""
-    body = model.base_model_prefix
+    body = body_name(model)
     found = [
         module
         for name, module in model.named_modules()

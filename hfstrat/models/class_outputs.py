@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hfstrat.errors import UserError
+from hfstrat.models.blocks import body_name
 
 
 def last_layers(model: Any) -> dict[str, nn.Linear]:
@@ -17,7 +18,7 @@ def last_layers(model: Any) -> dict[str, nn.Linear]:
     Raises:
         UserError: the head is no linear layer.
     """
-    body, outputs = model.base_model_prefix, int(model.config.num_labels)
+    body, outputs = body_name(model), int(model.config.num_labels)
     found: dict[str, tuple[str, nn.Linear]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not name.startswith(f"{body}.") and module.out_features == outputs:

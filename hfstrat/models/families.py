@@ -117,11 +117,22 @@ def _bert(c: Settings) -> Shapes:
 
 def _vit(c: Settings) -> Shapes:
     """The body of a vision transformer without a pooler, for square images and patches."""
+    return _of_patches(c, {"cls_token": 1}, (c["image_size"] // c["patch_size"]) ** 2, c["num_channels"])
+
+
+def _ast(c: Settings) -> Shapes:
+    """The body of an audio spectrogram transformer."""
+    sides = ((c["num_mel_bins"], c["frequency_stride"]), (c["max_length"], c["time_stride"]))
+    high, wide = ((side - c["patch_size"]) // stride + 1 for side, stride in sides)
+    return _of_patches(c, {"cls_token": 1, "distillation_token": 1}, high * wide, 1)
+
+
+def _of_patches(c: Settings, tokens: Settings, patches: int, channels: int) -> Shapes:
+    """A vision transformer with these tokens before its patches."""
     width, inner, patch = c["hidden_size"], c["intermediate_size"], c["patch_size"]
-    found: Shapes = {
-        "embeddings.cls_token": (1, 1, width),
-        "embeddings.position_embeddings": (1, (c["image_size"] // patch) ** 2 + 1, width),
-        "embeddings.patch_embeddings.projection.weight": (width, c["num_channels"], patch, patch),
+    found: Shapes = {f"embeddings.{name}": (1, 1, width) for name in tokens} | {
+        "embeddings.position_embeddings": (1, patches + len(tokens), width),
+        "embeddings.patch_embeddings.projection.weight": (width, channels, patch, patch),
         "embeddings.patch_embeddings.projection.bias": (width,),
     }
     layers = {f"attention.{name}_proj": (width, width) for name in "qkvo"} | {
@@ -147,8 +158,11 @@ SHAPES: dict[str, Callable[[Settings], Shapes]] = {
     "gpt2": _gpt2,
 }
 BODIES: dict[str, Callable[[Settings], Shapes]] = {"bert": _bert}  # encoders, without any head
-OF_IMAGES: dict[str, Callable[[Settings], Shapes]] = {"vit": _vit}  # models without a vocabulary, without any head
-KNOWN = SHAPES | BODIES | OF_IMAGES
+OF_MEDIA: dict[str, Callable[[Settings], Shapes]] = {  # models without a vocabulary, without any head
+    "vit": _vit,
+    "audio-spectrogram-transformer": _ast,
+}
+KNOWN = SHAPES | BODIES | OF_MEDIA
 
 
 def read_stored(source: str) -> dict[str, Any] | None:

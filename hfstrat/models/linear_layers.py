@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from hfstrat.models.blocks import body_name
 from hfstrat.models.experts import ROUTER, not_adaptable, projections_of
 
 NUMBERS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -70,7 +71,7 @@ def linear_names(model: Any) -> list[str]:
 
 def heads_of(model: Any) -> list[nn.Module]:
     """The modules beside the body: the head of a classifier."""
-    body = f"{model.base_model_prefix}."
+    body = f"{body_name(model)}."
     return [module for name, module in model.named_modules() if name and not name.startswith(body) and name != body[:-1]]
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 NARROWEST, WIDEST = 32, 16_384
 ASPECT = (64.0, 128.0)  # width / depth: as in GPT-2 and Pythia; from 1B as in Llama. The loss hardly depends on it (2001.08361)
 GATED = ("intermediate_size", 8 / 3)  # key of the inner width, and inner / outer width of a gated MLP (arXiv 2002.05202)
-INNER = {"gpt2": ("n_inner", 4.0), "vit": ("intermediate_size", 4.0)}  # the same of families with an ordinary MLP
+PLAIN = ("intermediate_size", 4.0)
+INNER = {"gpt2": ("n_inner", 4.0), "vit": PLAIN, "audio-spectrogram-transformer": PLAIN}  # of ordinary MLPs
 EXACT, NEAR = 0.02, 0.05  # relative errors of the parameters: up to which shapes are equally good, and the maximum
 
 

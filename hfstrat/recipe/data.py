@@ -19,6 +19,7 @@ Format = Literal[
     "text-classification",
     "regression",
     "image-classification",
+    "audio-classification",
     "object-detection",
     "preference",
     "unpaired-preference",

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from hfstrat.recipe.section import Section
+from hfstrat.recipe.section import Section, switch
 
 
 class Augmentation(NamedTuple):
@@ -20,11 +20,6 @@ class Augmentation(NamedTuple):
 DEFAULT = Augmentation()
 
 
-def _switch(value: Any) -> Any:
-    """YAML reads a bare `on` or `off` as true or false."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
-
 class Images(Section):
     """How images become inputs of the model. Their mean and spread are those of the model's image processor.
 
@@ -34,7 +29,7 @@ class Images(Section):
     image_size: int | None = Field(
         None, ge=8, le=2048, description="Side in pixels of the model's input; default: that of its image processor"
     )
-    augmentation: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
+    augmentation: Annotated[Literal["auto", "on", "off"], BeforeValidator(switch)] = Field(
         "auto",
         description="Random crops, mirroring and colors of training images; auto: on for full, lora and scratch, off where "
         "results are computed once (head, partial, distill)",

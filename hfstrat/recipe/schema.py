@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from hfstrat.recipe.audio import Audio
 from hfstrat.recipe.data import Data, Source
 from hfstrat.recipe.distill import Distill
 from hfstrat.recipe.images import Images
@@ -387,10 +388,11 @@ class Recipe(Section):
         "image-classification",
         "object-detection",
         "image-text-to-text",
+        "audio-classification",
     ] = Field(
         "causal-lm",
-        description="What the model is trained for: generated text, labels of texts, numbers, classes of images, boxes, or "
-        "answers in conversations with images",
+        description="What the model is trained for: generated text, labels of texts, numbers, classes of images or of sound, "
+        "boxes, or answers in conversations with images",
     )
     model: Annotated[Model, from_text("name_or_path", Model | str)] = Model()
     strategy: Annotated[AnyStrategy, from_text("name", AnyStrategy | StrategyName)]
@@ -403,6 +405,7 @@ class Recipe(Section):
     image: Images = Field(
         Images(), description="Size and augmentation of images, for tasks of images; processor_kwargs for image-text-to-text"
     )
+    audio: Audio = Field(Audio(), description="Length and augmentation of recordings, for task: audio-classification")
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hub: Hub = Hub()
@@ -410,7 +413,7 @@ class Recipe(Section):
     output_dir: str = Field(min_length=1, description="Folder for checkpoints, the result and report.json")
 
     @model_validator(mode="after")
-    def _images_are_of_their_task(self) -> Recipe:
+    def _media_are_of_their_task(self) -> Recipe:
         own = Images.model_construct(**{**self.image.__dict__, "processor_kwargs": {}, "precompute": "auto"}) != Images()
         if self.task == "image-text-to-text" and own:
             raise ValueError(
@@ -421,6 +424,8 @@ class Recipe(Section):
             raise ValueError("image: processor_kwargs and precompute are for task: image-text-to-text; remove them")
         if self.task not in (*OF_IMAGES, "image-text-to-text") and self.image != Images():
             raise ValueError(f"image: it is for task: {' or '.join(OF_IMAGES)}; set the task, or remove it")
+        if self.task != "audio-classification" and self.audio != Audio():
+            raise ValueError("audio: it is for task: audio-classification; set the task, or remove it")
         if self.task != "object-detection" and (self.data.box_format != "auto" or self.data.class_names):
             key = "class_names" if self.data.class_names else "box_format"
             raise ValueError(f"data.{key}: it is for task: object-detection; set the task, or remove it")

@@ -77,6 +77,11 @@ def parse(text: str | int) -> int:
     return round(float(match.group(1)) * UNITS[match.group(2)])
 
 
+def switch(value: Any) -> Any:
+    """`on` or `off`, which YAML reads as true or false where they are bare."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def split_class(text: str) -> tuple[Path, str]:
     """The file and the class of `file.py:Class`. Raises ValueError for anything else."""
     file, sign, name = text.rpartition(":")

@@ -17,10 +17,10 @@ class StrategySection(Section):
     defaults: ClassVar[dict[str, Default]] = {}
     tasks: ClassVar[tuple[str, ...]] = (
         *("causal-lm", "text-classification", "regression"),
-        *("image-classification", "object-detection"),
+        *("image-classification", "object-detection", "audio-classification"),
     )
     refuses: ClassVar[dict[str, str]] = {}  # of tasks: why it does not support them
-    augments: ClassVar[bool] = False  # whether training images are augmented by default
+    augments: ClassVar[bool] = False  # whether training images and recordings are augmented by default
     takes_augmented: ClassVar[bool] = True  # whether they may be
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with

@@ -78,11 +78,12 @@ def _data(report: Report, result: Result) -> Iterator[Advice]:
 
 
 def _commands(report: Report) -> Iterator[Advice]:
-    generates = task_of(report.run.recipe).text.generates
-    yield "Try the result.", "hfstrat chat RUN" if generates else "hfstrat predict RUN"
+    task = task_of(report.run.recipe)
+    yield "Try the result.", "hfstrat chat RUN" if task.text.generates else "hfstrat predict RUN"
     yield "Measure it on other examples, or against another run.", "hfstrat evaluate RUN --data FILE --against base"
     yield (
         "See whether another strategy is better on the same examples.",
         "hfstrat compare --model MODEL --data DATA --budget 10min",
     )
-    yield "Let settings be searched until a deadline.", "hfstrat tune --model MODEL --data DATA --time 30min"
+    if task.model.has_predicted_costs:
+        yield "Let settings be searched until a deadline.", "hfstrat tune --model MODEL --data DATA --time 30min"

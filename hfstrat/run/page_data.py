@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hfstrat.data.stats import Statistics as DataLines
 from hfstrat.errors import UserError
+from hfstrat.objectives import task_of
 from hfstrat.pages import charts
 from hfstrat.pages.blocks import (
     Block,
@@ -30,6 +31,7 @@ from hfstrat.tasks.report_parts import DataStatistics, Lengths, Shown, Statistic
 
 ABOUT_MASKS = "Marked text is supervised: only its tokens contribute to the loss. The rest is context."
 ABOUT_TARGETS = "The text as the model is given it, with special tokens, and what it is trained to predict."
+ABOUT_FILES = "The files of the examples, and what the model is trained to predict."
 ABOUT_SHEET = (
     "Training images: on the left as they are in the data, then as the model is given them (in several epochs where they vary)."
 )
@@ -50,20 +52,22 @@ def answers(result: Result, pictures: Pictures) -> list[Section]:
 def sections(run: Run, pictures: Pictures) -> list[Section]:
     """The first examples with their masks, and the statistics of the data."""
     found = []
-    if blocks := _examples(run.data.shown if run.data else [], pictures):
+    reads_text = task_of(run.recipe).model.reads_tokens
+    if blocks := _examples(run.data.shown if run.data else [], pictures, reads_text):
         found.append(Section("Examples as the model sees them", blocks))
     if run.data:
         found.append(Section("Data", _statistics(run.data)))
     return found
 
 
-def _examples(shown: Sequence[Shown], pictures: Pictures) -> list[Block]:
+def _examples(shown: Sequence[Shown], pictures: Pictures, reads_text: bool) -> list[Block]:
     if pictures.sheet:
         return [Figure(Picture(pictures.sheet, f"training images with their labels: {_labels(shown)}"), ABOUT_SHEET)]
     if not shown:
         return []
     has_masks = any(each.supervised is not None for each in shown)
-    about = ABOUT_MASKS if has_masks else ABOUT_TARGETS if any(each.target for each in shown) else ""
+    targets = ABOUT_TARGETS if reads_text else ABOUT_FILES
+    about = ABOUT_MASKS if has_masks else targets if any(each.target for each in shown) else ""
     return [
         *([Prose([about], "faint")] if about else []),
         Cards([_card(each) for each in shown], "full" if has_masks else "small"),

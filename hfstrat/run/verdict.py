@@ -36,8 +36,11 @@ def main_metric(report: Report) -> str:
 
 
 def higher_is_better(report: Report, metric: str) -> bool:
+    """Whether more of a metric is better, also of one that is not the task's main one, such as the equal error rate."""
     quality = task_of(report.run.recipe).metrics.quality
-    return quality.higher_is_better if metric == quality.metric else format.is_share(metric)
+    if metric == quality.metric:
+        return quality.higher_is_better
+    return not METRICS[metric].lower_is_better if metric in METRICS else format.is_share(metric)
 
 
 def named(report: Report, metric: str) -> str:

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from hfstrat.tasks.base import Task
 
 
-OF_PIXELS = ("image_size", "patch_size", "num_channels", "qkv_bias")  # what the shapes of a model of images depend on too
+OF_INPUTS = (  # what the shapes of a model of images or recordings depend on too
+    *("image_size", "patch_size", "num_channels", "qkv_bias"),
+    *("max_length", "num_mel_bins", "frequency_stride", "time_stride"),
+)
 COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
@@ -224,10 +227,9 @@ class Scratch(AllWeights[section.Scratch]):
         settings = {**(stored or {}), **own}
         if vocabulary is not None and name not in own:
             settings[name] = vocabulary if self.section.tokenizer else max(vocabulary, (stored or {}).get(name, 0))
-        if recipe.image.image_size is not None and "image_size" in transformers_source.config_keys(family):
-            settings["image_size"] = recipe.image.image_size
+        settings |= TASKS[recipe.task].model.random_inputs(family, recipe)
         if stored is None:
-            settings = self._with_size(family, settings, recipe.data.max_length, TASKS[recipe.task].model.reads_tokens)
+            settings = self._with_size(family, settings, recipe.data.max_length, TASKS[recipe.task])
         check_heads(family, settings)
         return family, settings
 
@@ -235,7 +237,7 @@ class Scratch(AllWeights[section.Scratch]):
         """The family of a model without a config to take it from."""
         return self.section.model_type or TASKS[recipe.task].model.random_family
 
-    def _with_size(self, family: str, settings: dict[str, Any], longest: int, reads_tokens: bool) -> dict[str, Any]:
+    def _with_size(self, family: str, settings: dict[str, Any], longest: int, task: Task) -> dict[str, Any]:
         """The settings with a context for `longest` tokens, and the shape for `parameters`."""
         context = families.common_name(family, "max_position_embeddings")
         if context in transformers_source.config_keys(family):
@@ -247,15 +249,16 @@ class Scratch(AllWeights[section.Scratch]):
                     f"{family} under strategy.config, or a model whose config is used"
                 )
             return settings
-        possible = [name for name in families.KNOWN if (name in families.OF_IMAGES) != reads_tokens]
+        known_to_task = transformers_source.families_of(task.model.auto_class)
+        possible = [name for name in families.KNOWN if name in known_to_task]
         if family not in possible:
             raise UserError(
                 f"strategy.parameters: it is for {', '.join(possible)}; for {family} set the keys of its config under "
                 "strategy.config"
             )
-        if not reads_tokens:
+        if not task.model.reads_tokens:
             known = {**transformers_source.config_keys(family), **settings}
-            given = {**{key: known[key] for key in OF_PIXELS if key in known}, **settings}
+            given = {**{key: known[key] for key in OF_INPUTS if key in known}, **settings}
             return random_init.pick(family, parse(self.section.parameters), None, 0, given)
         vocabulary = settings.get(families.common_name(family, "vocab_size"))
         if vocabulary is None:

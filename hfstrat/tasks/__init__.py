@@ -8,6 +8,7 @@ from typing import Any
 from hfstrat.data.columns import NOTHING_LIKE
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
+from hfstrat.tasks.audio_classification import AudioClassification
 from hfstrat.tasks.base import Task
 from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.tasks.image_classification import ImageClassification
@@ -20,12 +21,13 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         *(CausalLM(), TextClassification(), Regression()),
-        *(ImageClassification(), ObjectDetection(), ImageTextToText()),
+        *(ImageClassification(), ObjectDetection(), ImageTextToText(), AudioClassification()),
     )
 }
 
 __all__ = [
     "TASKS",
+    "AudioClassification",
     "CausalLM",
     "ImageClassification",
     "ImageTextToText",

@@ -141,7 +141,8 @@ def load(
     try:
         weights: Any = "auto" if wanted == "checkpoint" else compute_dtype(wanted)
         model = placed(load_artifact(folder, weights, options, form), spreads, widened)
-        tokenizer = task.rows.load_trained(folder)
+        task.model.ready(inner_of(model))
+        tokenizer = task.rows.load_trained(folder, report.run.recipe if report else None)
     except UserError:
         raise
     except torch.OutOfMemoryError as error:

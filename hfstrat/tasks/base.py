@@ -8,7 +8,7 @@ Nothing outside this package asks which task it is. Only annotations name torch 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -73,6 +73,7 @@ class Rows(ABC):
     columns: list[str]  # our names of the columns that an example may have
     noun: str = "sequence"  # for an example in a line about batches
     framed: bool  # whether a text is between special tokens
+    kind: Any = None  # of the files that are examples (`hfstrat.data.media_files.Kind`), where they are files
     streams: bool = False  # whether they may be read while training (`data.streaming`)
     answered_at_once: int = 0  # examples of an evaluation pass, where the model answers them; 0: it only reads them
 
@@ -89,8 +90,12 @@ class Rows(ABC):
 
         return load.load_tokenizer(recipe.model)
 
-    def load_trained(self, folder: str) -> Any:
-        """The tokenizer or processor that is saved with a result."""
+    def load_trained(self, folder: str, recipe: Recipe | None = None) -> Any:
+        """The tokenizer or processor that is saved with a result.
+
+        Args:
+            recipe: of the run.
+        """
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder)
@@ -125,6 +130,10 @@ class Rows(ABC):
     def digest(self, source: Source, data: Data, key: str) -> str:
         """A hash of what the rows of a local source are read from, where this task reads others than all tasks do; else ""."""
         return ""
+
+    def files(self, targets: Iterable[str]) -> list[Any]:
+        """The files to predict of, from paths of files and folders, where examples are files; else none. Raises UserError."""
+        return []
 
     def as_text(self, row: dict[str, Any], tokenizer: Any, most: int | None = None) -> str:
         """A prepared example of a task with a head as the model is given it, in words; of a longer text `most` tokens."""
@@ -264,9 +273,10 @@ class Model(ABC):
 
     peft_type: str | None  # of PEFT's TaskType; None where PEFT has none for it
     reads_tokens: bool = True  # whether inputs are token ids of a vocabulary
-    sees_images: bool = False  # whether inputs have pixels, of which costs are not predicted
+    sees_images: bool = False  # whether inputs have pixels
+    has_predicted_costs: bool = True  # whether `advise` and `tune` predict its memory and time
     auto_class: str  # of transformers
-    architecture: str  # the end of the names of this task's model classes
+    architecture: str | tuple[str, ...]  # the ends of the names of this task's model classes
     random_family: str = "llama"  # of a model with random weights, unless the recipe names one
     config_keys: tuple[str, ...] = ()  # what a config has to hold of the data
     if_missing: str  # what it means where a checkpoint lacks weights
@@ -302,6 +312,10 @@ class Model(ABC):
 
     def config_options(self, data: PreparedData | None, tokenizer: Any) -> dict[str, Any]:
         """Values that the task sets in the model's config."""
+        return {}
+
+    def random_inputs(self, family: str, recipe: Recipe) -> dict[str, Any]:
+        """Keys of the config of a model with random weights that the recipe sets by the size of its inputs. No torch."""
         return {}
 
     def random_config(self, family: str, settings: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -377,6 +391,10 @@ class Model(ABC):
 
     def write_config(self, base: Base, folder: Path) -> None:
         """Write alongside an adapter what its base model does not hold."""
+        return
+
+    def ready(self, model: Any) -> None:
+        """Change a result that was loaded for inference, in place, where batches need it."""
         return
 
     def load_options(self, folder: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class HeadModel(Model):
 
     peft_type: str | None = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
-    architecture = "ForSequenceClassification"
+    architecture: str | tuple[str, ...] = "ForSequenceClassification"
     config_keys: tuple[str, ...] = ("id2label", "label2id", "problem_type")
     if_missing = "it is damaged, or of another kind than its config says"
 
@@ -64,7 +64,7 @@ class HeadModel(Model):
             )
 
     def fits(self, config: dict[str, Any]) -> bool:
-        return not has_numbers(config)
+        return not has_numbers(config) and not is_of_sound(config)
 
     def pooling(self, model: ModelSection, config: dict[str, Any]) -> tuple[Pooling | None, dict[str, Any]]:
         from hfstrat.models import pooling
@@ -220,6 +220,13 @@ def has_numbers(config: dict[str, Any]) -> bool:
     """Whether outputs are numbers; transformers takes a single output without a problem type for one, too."""
     single = config.get("problem_type") is None and len(config.get("id2label") or "several") == 1
     return single or config.get("problem_type") == "regression"
+
+
+def is_of_sound(config: dict[str, Any]) -> bool:
+    """Whether a classifier is one of recordings, which transformers calls a sequence classification in some families."""
+    from hfstrat.models.transformers_source import families_of
+
+    return config.get("model_type") in families_of("AutoModelForAudioClassification")
 
 
 class HeadText(Text):

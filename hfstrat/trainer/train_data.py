@@ -186,13 +186,12 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
     if plan.dense and not (collate.pads and collate.packs):
         reason = collate.unpacked_because if collate.pads else "they are features of one size"
         raise UserError(f"{wanted}: these examples are not packed: {reason}; set auto or false, and global_batch_size")
+    rows, changed = (EpochRows(data.train), ", augmented in each epoch") if varies else (data.train, "")
     if not collate.pads:  # features and images: nothing pads
-        rows = EpochRows(data.train) if varies else data.train
-        line = "examples of one size" + (", augmented in each epoch" if varies else "")
-        return Batches(order, rows, order, collate, plan, line)
+        return Batches(order, rows, order, collate, plan, f"examples of one size{changed}")
     padding = packing.padding_share(order, plan.micro_batch, collate.multiple)
     sampled = "examples grouped by length" if grouped else "examples in random order"
-    plain = Batches(order, data.train, order, collate, plan, f"{sampled}, {padding:.0%} padding")
+    plain = Batches(order, rows, order, collate, plan, f"{sampled}, {padding:.0%} padding{changed}")
     if packing_mode is False:
         return plain
     if not collate.packs:

@@ -172,7 +172,7 @@ def check(options: Options) -> Setting:
         options.folder,
     )
     lineup = entries.line_up(request)
-    if (task := task_of(lineup.entries[0].loaded.recipe)).model.sees_images:
+    if not (task := task_of(lineup.entries[0].loaded.recipe)).model.has_predicted_costs:
         raise UserError(
             f"tune: for task: {task.name} it cannot predict times, so it would not keep its deadline; `hfstrat compare` with "
             "--budget trains recipes side by side"

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import hfstrat
 from hfstrat.cli.main import app
+from hfstrat.data.audio_rows import AudioFormat
 from hfstrat.data.box_format import BoxFormat
 from hfstrat.data.formats import RowFormat
 from hfstrat.data.image_rows import ImageFormat
@@ -174,6 +175,7 @@ READERS: dict[str, Any] = {
     "regression": TargetFormat,
     "image-classification": ImageFormat,
     "object-detection": BoxFormat,
+    "audio-classification": AudioFormat,
     "preference": PreferenceFormat,
     "unpaired-preference": LabeledFormat,
 }

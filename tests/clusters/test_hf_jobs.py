@@ -67,7 +67,9 @@ def test_attempts_resume_and_the_result_is_fetched(
     ("plan", "sessions", "sentence"),
     [
         (("2", "done"), 1, "an earlier attempt ended with code 2; it is not repeated"),
-        (("130", "130", "130"), 3, "no checkpoint was saved in this session"),
+        (("124", "done"), 1, "no checkpoint was saved in this session, so it is not repeated"),
+        (("127", "done"), 1, "this machine has no command hfstrat; install it by --package"),
+        (("130", "130", "130"), 3, "stopped by a signal, and no checkpoint was saved in this session"),
     ],
 )
 def test_ends_that_would_repeat_cost_no_further_training(

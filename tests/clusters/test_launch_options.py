@@ -45,6 +45,8 @@ MISTAKES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*SLURM, "--secret", "NOT_SET_HERE"), "--secret: NOT_SET_HERE is not set in this environment"),
     ((*SLURM, "--secret", "A=b"), "--secret: A: expected only the name of an environment variable"),
     ((*SLURM, "--before", "export X=hf_abcdefghijklmnopqrstuvwxyz"), "--before: holds a secret"),
+    ((*SLURM, "--before", "export WANDB_API_KEY=abc"), "--before: WANDB_API_KEY looks like a secret"),
+    ((*HF, "--package", "git+https://me:pass@host/hfstrat"), "--package: holds a secret"),
     ((*SLURM, "--sbatch", "nodes=3"), "--sbatch: nodes: written by hfstrat; use --nodes"),
     ((*SLURM, "--sbatch", "signal=TERM@5"), "--sbatch: signal: hfstrat needs its own value"),
     ((*SLURM, "--sbatch", "mem="), "--sbatch: mem=: expected KEY=VALUE or KEY as of sbatch"),
@@ -276,3 +278,27 @@ def test_a_here_document_is_the_text(lines: list[str]) -> None:
 
 def test_options_of_an_engine_exist() -> None:
     assert jobs.READ_BY.keys() <= jobs.Options.__dataclass_fields__.keys()
+
+
+def test_variables_that_hold_no_secret_are_passed(launch: Any, files: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "--env",
+        "TOKENIZERS_PARALLELISM=false",
+        "--before",
+        "export HF_TOKEN=$(cat ~/token)",
+        "--before",
+        'export K="$KEY"',
+    )
+    assert launch(files, *SLURM, *words, "--dry-run") == 0
+    script = capsys.readouterr().out.splitlines()
+    assert script.index("set -u") > script.index('export K="$KEY"')  # scripts of others read variables that are not set
+
+
+def test_jobs_of_two_output_folders_have_two_names() -> None:
+    """In a bucket, jobs of one name share a folder."""
+    folders = [f"runs/{'long-' * 10}seed{seed}" for seed in (1, 2)]
+    folders += ["runs/chat", "runs/a/chat", "runs/b/chat", "other/chat", "runs/Chat", "/data/runs/chat", "runs/???"]
+    names = [jobs.default_name(folder) for folder in folders]
+    assert len(set(names)) == len(names)
+    assert names[2] == "hfstrat-chat"
+    assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name) for name in names)

@@ -56,6 +56,14 @@ def test_the_script_is_valid(source: str, options: dict[str, Any], tmp_path: Pat
         check_script("#!/bin/bash\n" + task["setup"], tmp_path)
 
 
+def test_ends_that_a_restart_does_not_change_are_noted_wherever_a_job_restarts(source: str) -> None:
+    for options in TASKS:
+        script = yaml.safe_load(task_of(source, **options))["run"]
+        restarts = bool(options.get("storage") or options.get("volume"))
+        assert ('if [ -f "$ended" ]' in script) is restarts
+        assert ("ended=\n" in script) is not restarts
+
+
 def test_several_machines_meet_at_the_first_one(source: str) -> None:
     task = yaml.safe_load(task_of(source, **TASKS[3]))
     assert (task["num_nodes"], task["resources"]["accelerators"], task["volumes"]) == (2, "H100:8", {"/shared": "shared"})

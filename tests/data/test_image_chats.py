@@ -16,8 +16,9 @@ from PIL import Image
 
 from hfstrat.data.image_chats import prepare
 from hfstrat.data.image_files import ImageRef
-from hfstrat.data.image_messages import MARK, ImageTextFormat, ImageTextSource, check_source, example_of
+from hfstrat.data.image_messages import MARK, ImageTextFormat, ImageTextSource
 from hfstrat.data.image_processing import ChatProcessor
+from hfstrat.data.media_rows import check_source, example_of
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
@@ -227,7 +228,7 @@ def bad_recipe(*words: str, strategy: Any = "full", **more: Any) -> Case:
 def bad_files(make: Callable[[Path], str], *words: str) -> Case:
     def call(env: Any) -> Any:
         data = Data.model_validate({"train": make(env.folder)})
-        check_source(data.train[0], data, "data.train", ImageTextFormat.detect)
+        check_source(data.train[0], data, "data.train", ImageTextFormat.detect, ImageTextSource)
 
     return call, list(words)
 

@@ -17,7 +17,7 @@ import pytest
 from helpers.images import CLASSES, folder_of_classes, picture, processor_of
 from PIL import Image
 
-from hfstrat.data import image_files, image_rows
+from hfstrat.data import image_files, media_rows
 from hfstrat.data.image_batches import ImageCollator, ImageProcessor, augment, crop_box, open_row
 from hfstrat.data.image_classes import prepare, prepare_eval
 from hfstrat.data.image_files import decode
@@ -149,7 +149,7 @@ def test_a_hub_data_set_is_read_undecoded(tmp_path: Path, processor: ImageProces
 
     folder = folder_of_classes(tmp_path / "images", 6)
     rows = load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache"))
-    monkeypatch.setattr(image_rows, "load_from_hub", lambda *_: rows)
+    monkeypatch.setattr(media_rows, "load_from_hub", lambda *_: rows)
     found = read("someone/flowers", processor)
     assert found.label_names == CLASSES
     assert np.array_equal(pixels_of(found), pixels_of(read(folder, processor)))
@@ -551,7 +551,7 @@ def test_pillow_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'hfstrat\[vision\]'"):
-        image_files.check_installed()
+        image_files.check_installed("image-classification")
 
 
 def test_real_photographs_in_archives(shared: Path, processor: ImageProcessor) -> None:

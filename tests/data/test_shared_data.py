@@ -61,7 +61,16 @@ def check_preferences(data: Data, objective: str) -> None:
     assert sum(stats.unusable.values()) <= 0.05 * stats.rows_read
 
 
-@pytest.mark.parametrize("name", files() or ["needs ../shared"])
+LARGE = 150_000  # bytes of a file that is read by a slow test
+
+
+def by_size(names: list[str]) -> list[Any]:
+    """Files as parameters; the large ones are slow tests."""
+    slow = [name for name in names if (SHARED / "data" / name).stat().st_size > LARGE]
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+@pytest.mark.parametrize("name", by_size(files()) or ["needs ../shared"])
 def test_every_file_loads_or_its_format_is_named(shared: Path, name: str) -> None:
     mapped = of(MAPS, name)
     data = Data(train=str(shared / "data" / name), columns=mapped or {}, max_length=4096, overflow="split", eval_size=2)

@@ -317,6 +317,7 @@ def test_a_hub_dataset_is_streamed(tokenizer: Any, hub: Any) -> None:
         prepare(tokenizer, train="me/set", split="nothing")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tokenizer: Any, tmp_path: Path) -> None:
     """After the first rows, four times as many take no more memory."""
     file = tmp_path / "rows.jsonl"

@@ -91,6 +91,7 @@ def test_a_model_that_mixes_them_up_is_noticed(tiny: Path) -> None:
         assert not Likelihood(subject, runner()).shared
 
 
+@pytest.mark.slow
 def test_results_equal_those_of_the_harness(tiny: Path, tmp_path: Path) -> None:
     """The harness's own model and task, compared with our examples, and with our forward passes in its task."""
     pytest.importorskip("lm_eval", reason="needs lm_eval (pip install 'hfstrat[eval]')")

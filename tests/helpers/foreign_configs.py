@@ -398,7 +398,7 @@ CONFIGS: dict[str, Sample] = {
     "llama-factory full from random weights": Sample(
         "LLaMA-Factory",
         LLAMA_FACTORY | {"stage": "pt", "finetuning_type": "full", "train_from_scratch": True, "mask_history": False},
-        {"strategy.name": "scratch", "data.max_length": 2048, "training.global_batch_size": 8},
+        {"strategy.name": "scratch", "data.max_length": 2048, "training.global_batch_tokens": 8 * 2048},
     ),
     "llama-factory dpo": Sample(
         "LLaMA-Factory",

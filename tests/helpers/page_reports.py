@@ -10,6 +10,7 @@ from hfstrat.recipe.schema import Recipe
 from hfstrat.tasks.report import Report, parse
 
 LABELS = ("cat", "dog", "fish")
+OF_CLASSES = ("classes", "head", "pictures", "sounds")
 KINDS: dict[str, dict[str, Any]] = {
     "sft": {},
     "dpo": {"objective": "dpo"},
@@ -23,6 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "boxes": {"task": "object-detection", "strategy": "full"},
     "numbers": {"task": "regression", "strategy": "full"},
     "pictures": {"task": "image-classification", "strategy": "full"},
+    "sounds": {"task": "audio-classification", "strategy": "full"},
+    "questions": {"task": "image-text-to-text", "strategy": "full"},
 }
 
 
@@ -40,6 +43,7 @@ def metrics_of(kind: str) -> dict[str, tuple[float, float]]:
         "logps/rejected": (-41.0, -60.5),
     }
     classes = {"accuracy": (0.3312, 0.8123), "macro_f1": (0.2201, 0.7911)}
+    ranked = classes | {"balanced_accuracy": (0.3, 0.8), "auroc": (0.51, 0.9312), "average_precision": (0.4, 0.8876)}
     parts = {"rewards/json_valid/mean": (0.1, 0.5), "rewards/exact_match/mean": (0.0, 0.125)}
     return {"loss": (3.5123, 2.4987)} | {
         "dpo": preferences,
@@ -52,7 +56,8 @@ def metrics_of(kind: str) -> dict[str, tuple[float, float]]:
         },
         "classes": classes,
         "head": classes,
-        "pictures": classes | {"balanced_accuracy": (0.3, 0.8), "auroc": (0.51, 0.9312), "average_precision": (0.4, 0.8876)},
+        "pictures": ranked,
+        "sounds": ranked | {"eer": (0.5, 0.0931)},
         "boxes": {"map": (0.01, 0.4321)},
         "numbers": {"mae": (2.5432, 1.2345), "rmse": (3.1, 1.5678), "pearson": (0.01, 0.8765), "spearman": (0.0, 0.8432)},
     }.get(kind, {"perplexity": (33.5, 12.25), "token_accuracy": (0.41, 0.52)})
@@ -63,7 +68,7 @@ def details_of(kind: str) -> dict[str, Any]:
         target = {"target": "score", "mae": 1.2345, "rmse": 1.5678, "pearson": 0.8765, "spearman": 0.8432}
         points = [[float(n), n + 0.5 * (-1) ** n] for n in range(20)]
         return {"targets": [target | {"points": points}], "baseline": {"mae": 2.4321, "rmse": 2.9876}}
-    if kind not in ("classes", "head", "pictures"):
+    if kind not in OF_CLASSES:
         return {}
     labels = [
         {"label": name, "precision": 0.8 - n / 10, "recall": 0.7, "f1": 0.75 - n / 5, "support": 20 + n}
@@ -75,7 +80,7 @@ def details_of(kind: str) -> dict[str, Any]:
 
 def parts_of(kind: str) -> dict[str, Any]:
     """The parts of a result that only some runs have."""
-    if kind in ("classes", "head", "numbers", "pictures"):
+    if kind in (*OF_CLASSES, "numbers"):
         one = {"row": 17, "place": 1, "text": "a text that is wrong", "expected": "cat", "predicted": "dog", "score": 0.0312}
         worse = {"name": "TF-IDF", "metric": "mae" if kind == "numbers" else "accuracy", "value": estimate(0.7)}
         better = worse | {"name": "most frequent label", "value": estimate(0.34), "difference": estimate(0.4723, 0.1)}
@@ -159,7 +164,7 @@ def stored(kind: str = "sft") -> dict[str, Any]:
     question, left_out = {"text": "a question"}, {"text": "3 more tokens without loss", "omitted": True}
     spans = [question, left_out, {"text": "its answer", "supervised": True}]
     shown = {"title": "Example 1", "tokens": 25, "supervised": 4, "text": spans, "note": "a note"}
-    has_labels = kind in ("classes", "head", "pictures", "numbers")
+    has_labels = kind in (*OF_CLASSES, "numbers")
     run["data"] |= {
         "shown": [{"title": "Example 1", "text": spans[:1], "target": "label cat"} if has_labels else shown],
         "lengths": {"train": {"least": 3, "median": 9.0, "p95": 30.0, "most": 40, "counts": [5, 9, 2]}},

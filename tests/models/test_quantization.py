@@ -569,6 +569,7 @@ def test_a_model_is_measured_in_the_bits_that_were_asked_for(wide: Path, rows: P
     assert abs(found - expected) < 3e-5 < abs(found - whole)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_measured_on_the_base_in_the_bits_that_were_asked_for(trained: Any, wide: Path, rows: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

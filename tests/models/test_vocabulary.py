@@ -42,6 +42,7 @@ def marked(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "marked.jsonl", rows)
 
 
+@pytest.mark.slow
 def test_tokens_beyond_the_embeddings_are_trained_by_lora(
     recipe: Any, tiny: Path, marked: Path, tmp_path: Path, unverified: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

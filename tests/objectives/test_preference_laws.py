@@ -38,6 +38,11 @@ from hfstrat.trainer.cached_columns import WithColumn
 OBJECTIVES = ("dpo", "orpo", "simpo", "kto")
 
 
+def first_fast(*names: str) -> list[Any]:
+    """Objectives as parameters; all but the first are slow tests."""
+    return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
+
+
 def rows_for(name: str, count: int = 40) -> list[dict[str, Any]]:
     return preferences.labeled(count) if name == "kto" else preferences.pairs(count)
 
@@ -180,7 +185,7 @@ def summed(model: Any, row: dict[str, Any]) -> torch.Tensor:
     return logps[labels >= 0].sum()
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", first_fast(*OBJECTIVES))
 def test_a_resumed_run_is_the_same(
     tmp_path: Path, models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -200,7 +205,7 @@ def test_a_resumed_run_is_the_same(
     assert whole["result"]["measured"] == stopped["result"]["measured"]
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("name", first_fast("dpo", "kto"))
 def test_on_a_quantized_base(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
     given = {"form": {"quantization": "nf4"}, "strategy": {"name": "lora", "r": 4}, "training": {"max_steps": 2}}
     file = preferences.recipe_for(tmp_path, models(), rows_for(name), name, **given)
@@ -221,7 +226,7 @@ def test_routers_are_balanced_too(tmp_path: Path, families: Callable[[str], Path
     assert 0 < float(plain - without) < 1
 
 
-@pytest.mark.parametrize("name", ["dpo", "orpo"])
+@pytest.mark.parametrize("name", first_fast("dpo", "orpo"))
 def test_a_packed_run_is_the_same(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
     losses = []
     for packing in (False, True):
@@ -251,7 +256,7 @@ def test_the_longest_example_that_memory_is_measured_with(tmp_path: Path, models
     evaluation_pass(found.model, given, row)(2)
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("name", first_fast("dpo", "kto"))
 def test_evaluate_against_the_base(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
     """After training the numbers are those of the report; the base is its own reference, so its margins are 0."""
     recipe = preferences.recipe_for(tmp_path, models(), rows_for(name), name)
@@ -288,6 +293,7 @@ def test_an_objective_of_its_own_has_a_task_of_its_own(tmp_path: Path, models: C
     assert AutoTokenizer is not None
 
 
+@pytest.mark.slow
 def test_the_divergence_is_that_of_sampled_answers(tmp_path: Path, models: Callable[..., Path]) -> None:
     """Zero for the reference itself; of a trained model the mean log-ratio of the answers, computed from their logits."""
     given = {"evaluation": {"max_new_tokens": 6}, "data": {"eval_size": 12}, "training": {"max_steps": 5}}

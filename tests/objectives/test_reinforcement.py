@@ -140,7 +140,14 @@ def test_evaluate_measures_what_the_run_measured(whole: tuple[Path, dict[str, An
     assert measured["reward"]["value"] == pytest.approx(report["result"]["metrics_after"]["reward"], abs=1e-6)
 
 
-@pytest.mark.parametrize(("strategy", "beta"), [("full", 0.1), ("lora", 0.1), ({"name": "partial", "last_n_layers": 2}, 0.0)])
+RUNS = [
+    ("lora", 0.1),
+    pytest.param("full", 0.1, marks=pytest.mark.slow),
+    pytest.param({"name": "partial", "last_n_layers": 2}, 0.0, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("strategy", "beta"), RUNS)
 def test_strategies(model: Path, tmp_path: Path, strategy: Any, beta: float) -> None:
     """The divergence from the initial weights is zero in the first step, and not in later ones."""
     file = recipe(tmp_path, model, strategy=strategy, objective={"beta": beta}, training={"max_steps": 2, "eval_steps": 2})

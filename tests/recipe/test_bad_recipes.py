@@ -60,7 +60,7 @@ def snapshot(folder: Path) -> Snapshot:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")]}
 
 
-@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize("command", [pytest.param("train", marks=pytest.mark.slow), "check"])
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_a_mistake_is_answered(answer: Any, case: Bad, command: str) -> None:
     code, printed, before, after = answer(case, command)

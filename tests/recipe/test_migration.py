@@ -310,3 +310,71 @@ def test_the_names_of_tools_are_those_that_are_read(converted: Migrate) -> None:
         if name.startswith("trl-"):
             objective = converted(config, name).recipe.objective.name
             assert objective == {"cpo": "simpo"}.get(name.removeprefix("trl-"), name.removeprefix("trl-"))
+
+
+# meanings that are easily lost
+
+
+@pytest.mark.parametrize(
+    ("steps", "ratio", "expected"), [(0, 0.1, 0.1), (20, 0.1, 20), (None, 0.1, 0.1), (20, None, 20), (0, 0, 0)]
+)
+def test_warmup_steps_of_zero_leave_the_ratio(converted: Migrate, steps: Any, ratio: Any, expected: float) -> None:
+    for name, base in BASES.items():
+        done = converted(base | {"warmup_ratio": ratio, "warmup_steps": steps}, name)
+        assert done.recipe.training.warmup_steps == expected, name
+
+
+def test_max_steps_take_precedence_over_epochs(converted: Migrate) -> None:
+    for name, base in BASES.items():
+        for epochs in ("num_train_epochs", "num_epochs"):
+            done = converted(base | {epochs: 1, "max_steps": 500}, name)
+            assert (done.recipe.training.max_steps, done.recipe.training.num_train_epochs) == (500, None), name
+
+
+def test_what_is_trained_on_is_named_where_it_differs(converted: Migrate) -> None:
+    base = BASES["trl"]
+    for more in ({}, {"assistant_only_loss": False}):
+        assert "data.train_on: all" in noted(converted(base | more, "trl-sft"), "attention")["assistant_only_loss"]
+    assert converted(base | {"assistant_only_loss": True}, "trl-sft").recipe.data.train_on == "assistant"
+    assert converted(base | {"completion_only_loss": False}, "trl-sft").recipe.data.train_on == "all"
+    odd = {"path": "d", "type": "chat_template", "shards": 10, "roles": {"user": ["visitor"]}}
+    data = [
+        odd,
+        {"path": "e", "type": "alpaca"},
+        {"path": "f", "message_property_mappings": {"role": "from", "content": "value"}},
+    ]
+    done = converted(BASES["axolotl"] | {"datasets": data}, "axolotl")
+    missing = noted(done, "missing")
+    assert set(missing) == {"datasets[0].shards", "datasets[0].roles"}
+    assert "not in the words of Alpaca's prompt" in noted(done, "attention")["datasets[1].type"]
+
+
+def test_a_strategy_of_saving_that_is_unknown_is_named(converted: Migrate) -> None:
+    done = converted(BASES["trl"] | {"save_strategy": "best", "save_steps": 50}, "trl")
+    assert "best: training.save_steps is a number of steps" in noted(done, "missing")["save_strategy"]
+    assert "not used with save_strategy: best" in noted(done, "default")["save_steps"]
+
+
+def test_pretraining_of_llama_factory_is_packed_unless_switched_off(converted: Migrate) -> None:
+    base = BASES["llama-factory"] | {"stage": "pt", "per_device_train_batch_size": 2, "cutoff_len": 512}
+    assert converted(base, "llama-factory").recipe.training.global_batch_tokens == 1024
+    assert converted(base | {"packing": False}, "llama-factory").recipe.training.packing == "auto"
+    assert converted(base | {"stage": "sft"}, "llama-factory").recipe.training.packing == "auto"
+
+
+def test_a_default_of_the_strategy_is_no_default_of_the_recipe(converted: Migrate) -> None:
+    base = BASES["llama-factory"] | {"finetuning_type": "full", "train_from_scratch": True}
+    for more in ({}, {"weight_decay": 0.0}):
+        done = converted(base | more, "llama-factory")
+        assert (done.recipe.training.weight_decay, done.recipe.training.extra) == (0.0, {"adam_beta2": 0.999})
+
+
+BASES: dict[str, dict[str, Any]] = {
+    "trl": {"model_name_or_path": "m", "dataset_name": "d"},
+    "axolotl": {"base_model": "m", "datasets": [{"path": "d"}]},
+    "llama-factory": {"model_name_or_path": "m", "dataset": "d"},
+}
+
+
+def noted(done: Migration, kind: str) -> dict[str, str]:
+    return {note.key: note.text for note in done.notes if note.kind == kind}

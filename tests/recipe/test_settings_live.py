@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import TEMPLATE, make_tokenizer, sentences, write_jsonl
 from datasets import Dataset
+from helpers import sounds
 from helpers.classifiers import labeled
 from helpers.detectors import folder_of_boxes, processor_of
 from helpers.hub_runs import finished_run
@@ -30,6 +31,7 @@ from hfstrat.models import fused_loss
 from hfstrat.objectives.reinforcement.rewards import Scorer
 from hfstrat.publish import push
 from hfstrat.recipe import suggestions
+from hfstrat.recipe.audio import Audio
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.images import Images
 from hfstrat.recipe.load import load_recipe
@@ -617,6 +619,7 @@ APART = {  # keys that are probed by a test of their own, below
     **{f"objective.{key}": "test_every_key_of_grpo_reaches_its_trainer" for key in GRPO_KEYS},
     **{f"objective.rewards.{key}": "test_every_key_of_a_reward_changes_it" for key in Reward.model_fields},
     **{f"image.{key}": "test_every_key_of_images_changes_a_batch" for key in Images.model_fields if key not in OF_CHATS},
+    **{f"audio.{key}": "test_every_key_of_audio_changes_a_batch" for key in Audio.model_fields},
     **dict.fromkeys(
         (*(f"image.{key}" for key in OF_CHATS), "strategy.full.freeze", "strategy.lora.freeze"),
         "test_every_key_of_vision_language_changes_a_job",
@@ -1090,6 +1093,27 @@ def test_every_key_of_images_changes_a_batch(of_images: Callable[..., Job]) -> N
     assert {key.partition("=")[0] for key in other} == set(Images.model_fields) - set(OF_CHATS)
     for key in other:
         changed = batch(f"image.{key}")
+        assert changed.shape != plain.shape or not torch.equal(changed, plain), key
+
+
+def test_every_key_of_audio_changes_a_batch(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("sounds")
+    model, data = sounds.make_audio_model(root / "model"), sounds.folder_of_classes(root / "data")
+
+    def batch(*overrides: str) -> torch.Tensor:
+        recipe = sounds.audio_recipe(tmp_path_factory.mktemp("job"), model, data)
+        job = setup.set_up(load_recipe(str(recipe), list(overrides)), one_process(), overwrite=False)
+        assert job.lock is not None
+        job.lock.close()
+        rows = job.trainer.train_dataset
+        values: torch.Tensor = job.trainer.data_collator([rows[place] for place in range(8)])["input_values"]
+        return values
+
+    plain = batch()
+    other = ["max_length=0.2", "augmentation=off", "shift=0", "noise=0.5", "time_mask=0.5", "frequency_mask=0"]
+    assert {key.partition("=")[0] for key in other} == set(Audio.model_fields)
+    for key in other:
+        changed = batch(f"audio.{key}")
         assert changed.shape != plain.shape or not torch.equal(changed, plain), key
 
 

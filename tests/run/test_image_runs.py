@@ -90,7 +90,7 @@ def test_a_pipeline_gives_the_same_scores(strategy: str, model_of: Callable[...,
     section, model = (SCRATCH, None) if strategy == "scratch" else (strategy, model_of("dinov2"))
     folder, _ = trained(tmp_path, model, images, "model.dtype=float32", strategy=section, image={"image_size": SIZE})
     output = tmp_path / "labels.jsonl"
-    inference.predict(str(folder), [], None, output, images=[str(images / "red"), str(images / "blue" / "000.png")])
+    inference.predict(str(folder), [], None, output, media={"image": [str(images / "red"), str(images / "blue" / "000.png")]})
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 15
     pipe = pipeline("image-classification", model=str(folder / "final"), device="cpu", dtype=torch.float32)
@@ -340,7 +340,7 @@ def test_commands_for_text_are_refused(
     with pytest.raises(UserError, match="this is a classifier of images; give --image PATH"):
         inference.predict(str(adapter[0]), ["a text"], None, None)
     with pytest.raises(UserError, match="no such file or folder"):
-        inference.predict(str(adapter[0]), [], None, None, images=["nowhere.png"])
+        inference.predict(str(adapter[0]), [], None, None, media={"image": ["nowhere.png"]})
     with pytest.raises(UserError, match="advise predicts memory, time and quality of models of text, not of images"):
         advise(Request(model=str(model_of()), data=str(images)), None, False)
 

@@ -43,7 +43,7 @@ def test_a_page_of_each_kind_keeps_the_laws(kind: str) -> None:
     titles = [text for tag, text in found.parts if tag == "h2"]
     own = {"dpo": "Preferences", "kto": "Preferences", "grpo": "Rewards in training", "distill": "Teacher and student"}
     own |= {"classes": "Largest mistakes", "head": "Frozen features", "numbers": "Targets", "pictures": "Largest mistakes"}
-    own |= {"partial": "Frozen blocks"}
+    own |= {"partial": "Frozen blocks", "sounds": "Largest mistakes"}
     assert titles[0] == "Result"
     assert own.get(kind, "Baselines") in titles
     expected = {"Curves", "Before and after", "Metrics", "Examples as the model sees them", "Data", "Predicted and measured"}

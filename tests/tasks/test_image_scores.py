@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 
 from hfstrat.errors import UserError
 from hfstrat.tasks.image_classification import ImageMetrics
-from hfstrat.tasks.image_classification.scores import MOST, Ranking, score_of, truth_of
+from hfstrat.tasks.rankings import MOST, Ranking, score_of, truth_of
 from hfstrat.tasks.text_classification.class_weights import weights_of
 from hfstrat.tasks.text_classification.scores import class_loss
 

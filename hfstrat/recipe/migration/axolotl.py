@@ -256,6 +256,7 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
     for key in ("reward_model", "process_reward_model"):
         if given.get(key) is True:
             raise UserError(f"{key}: true: reward models are not trained in this version")
+    shared.one_warmup(draft)
     apply(draft, RULES)
     sources(draft)
     _strategy(draft)
@@ -319,8 +320,7 @@ def _objective(draft: Draft) -> None:
 
 def _defaults(draft: Draft) -> None:
     """Axolotl's defaults that are not those of hfstrat."""
-    if draft.value("training.max_steps") is None:
-        draft.suppose("training.num_train_epochs", 1.0)
+    shared.length(draft, 1.0)
     draft.suppose("data.max_length", 512)
     shared.schedule(draft, "lr_scheduler", "cosine")
     if draft.value("objective.name") is None:

@@ -17,18 +17,18 @@ KNOWN_TYPES = {  # the beginning of a type: the format of its rows
 IGNORED = [
     "ds_type",
     "trust_remote_code",
-    "shards",
-    "shards_idx",
     "preprocess_shards",
     "conversation",
     "train_on_eos",
-    "roles",
     "roles_to_train",
-    "message_property_mappings",
-    "message_field_role",
-    "message_field_content",
     "input_format",
 ]
+NAMES = ("message_property_mappings", "roles", "message_field_role", "message_field_content")
+OUR_NAMES = {"role", "content", "from", "value", "user", "human", "assistant", "gpt", "system", "tool", "tools", "tool_calls"}
+PART = "all rows are read; of a Hub data set a part is a slice of its split, such as split: train[:10%]"
+WHY = {"shards": PART, "shards_idx": PART} | dict.fromkeys(
+    NAMES, "messages have role and content (or from and value), of user, assistant, system and tool: rename them in the rows"
+)
 PAIRS = ("dpo", "ipo", "orpo", "simpo")
 
 
@@ -82,12 +82,19 @@ def _source(draft: Draft, place: str, given: Any, preference: str) -> dict[str, 
         source["format"] = form
     known = {*DIRECT, *IGNORED, "data_files", "type"} | {key for key in given if key.startswith("field")}
     for key in sorted(set(given) - known):
-        if given[key] not in (None, False):
-            draft.miss(f"{place}.{key}", "a source has path, config, split, revision, format, columns and weight")
+        if given[key] not in (None, False) and not (key in NAMES and _are_ours(given[key])):
+            draft.miss(f"{place}.{key}", WHY.get(key, "a source has path, config, split, revision, format, columns and weight"))
     if "path" not in source:
         draft.miss(place, "it has no path")
         source["path"] = "MISSING"
     return source
+
+
+def _are_ours(names: Any) -> bool:
+    """Whether all names of keys and roles are those that rows have here."""
+    if isinstance(names, dict):
+        return all(_are_ours(each) for pair in names.items() for each in pair)
+    return set(map(str, names)) <= OUR_NAMES if isinstance(names, list) else str(names) in OUR_NAMES
 
 
 def _columns(draft: Draft, place: str, given: dict[str, Any], preference: str) -> tuple[dict[str, str], str | None]:
@@ -114,8 +121,8 @@ def _columns(draft: Draft, place: str, given: dict[str, Any], preference: str) -
         return ({} if column == "messages" else {column: "messages"}), None
     if form == "text" and given.get("field") not in (None, "text"):
         return {str(given["field"]): "text"}, "text"
-    if text.startswith(("alpaca:", "alpaca.")):
-        draft.look(f"{place}.type", f"{kind}: read as alpaca, rendered by the tokenizer's chat template")
+    if form == "alpaca":
+        draft.look(f"{place}.type", f"{kind}: rendered by the tokenizer's chat template, not in the words of Alpaca's prompt")
     return {}, form
 
 

@@ -137,6 +137,7 @@ def _override(draft: Draft, changed: dict[str, Any]) -> None:
 def _plain(draft: Draft) -> None:
     """Leave out what is the default of hfstrat anyway, and what belongs to another strategy or objective."""
     names = {union: draft.value(f"{union}.name") for union in UNIONS}
+    own = getattr(UNIONS["strategy"].get(str(names["strategy"])), "defaults", {})
     for target, entry in list(draft.entries.items()):
         section, _, key = target.partition(".")
         cls = UNIONS.get(section, {}).get(str(names.get(section)))
@@ -147,6 +148,8 @@ def _plain(draft: Draft) -> None:
             continue
         field = suggestions.field_of(tuple(target.split(".")), {k: v for k, v in names.items() if v})
         if field is None or field.is_required() or entry.key == "command line":
+            continue
+        if section == "training" and key.partition(".")[0] in own:  # unset, it would have another value
             continue
         if entry.value == field.default and type(entry.value) is type(field.default):
             del draft.entries[target]

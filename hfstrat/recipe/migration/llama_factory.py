@@ -150,6 +150,7 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
         raise UserError("export_dir: this config exports a model; `hfstrat merge` and `hfstrat export` do that")
     if stage not in STAGES:
         raise UserError(f"stage: {stage}: not offered; expected one of {', '.join(STAGES)}, and there is objective: grpo")
+    shared.one_warmup(draft)
     apply(draft, RULES)
     sources(draft, stage)
     _strategy(draft)
@@ -160,7 +161,7 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
     shared.intervals(draft)
     batch = shared.batch(draft, processes, "per_device_train_batch_size", 8)
     key = "neat_packing" if draft.take("neat_packing") else "packing"
-    packed = draft.take("neat_packing") or draft.take("packing")
+    packed = draft.take("neat_packing") or draft.take("packing", stage == "pt")  # its default
     if packed and stage in ("sft", "pt"):
         shared.packed(draft, key, batch, 2048)
     for name in ("packing", "neat_packing"):
@@ -185,6 +186,8 @@ def _strategy(draft: Draft) -> None:
         _frozen(draft, layers, modules, more)
     elif draft.take("train_from_scratch"):
         draft.put("strategy.name", "scratch", "train_from_scratch")
+        draft.suppose("training.weight_decay", 0.0)
+        draft.suppose("training.extra.adam_beta2", 0.999)
     bits = whole(draft.take("quantization_bit"))
     double, form = draft.take("double_quantization", True), draft.take("quantization_type", "nf4")
     shared.quantized(draft, bits == 4, bits == 8, str(form), bool(double), "quantization_bit")
@@ -240,8 +243,7 @@ def _template(draft: Draft) -> None:
 def _defaults(draft: Draft) -> None:
     """LLaMA-Factory's defaults that are not those of hfstrat."""
     draft.suppose("training.learning_rate", 5e-5)
-    if draft.value("training.max_steps") is None:
-        draft.suppose("training.num_train_epochs", 3.0)
+    shared.length(draft, 3.0)
     shared.schedule(draft, "lr_scheduler_type")
     draft.suppose("training.warmup_steps", 0)
     draft.suppose("data.max_length", 2048)

@@ -12,6 +12,13 @@ INFO = "dataset_info.json"
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 SHAREGPT = {"messages": "conversations", "system": "system", "tools": "tools"}
 PREFERENCE = {"prompt": "prompt", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+TAGS = {
+    "role_tag": ("from", "role"),
+    "content_tag": ("value", "content"),
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant"),
+    "system_tag": ("system",),
+}
 UNREAD = ("images", "videos", "audios")
 
 
@@ -59,6 +66,7 @@ def _source(draft: Draft, key: str, name: str, folder: str, infos: dict[str, Any
     columns = {str(theirs): ours for theirs, ours in _columns(info, stage) if theirs and theirs != ours}
     if columns:
         source["columns"] = columns
+    _tags(draft, name, info.get("tags"))
     given = info.get("columns")
     for column in UNREAD:
         if isinstance(given, dict) and given.get(column):
@@ -66,6 +74,13 @@ def _source(draft: Draft, key: str, name: str, folder: str, infos: dict[str, Any
     if info.get("num_samples"):
         draft.miss(f"{name}.num_samples", "a part of the rows is a slice of a split: data.split: train[:1000]")
     return source
+
+
+def _tags(draft: Draft, name: str, tags: Any) -> None:
+    """A note about names of keys and roles that rows of conversations cannot have here."""
+    for tag, value in tags.items() if isinstance(tags, dict) else ():
+        if value not in TAGS.get(tag, (value,)):
+            draft.miss(f"{name}.tags.{tag}", f"{value}: expected one of {', '.join(TAGS[tag])}; rename it in the rows")
 
 
 def _place(draft: Draft, key: str, name: str, folder: str, info: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +97,8 @@ def _columns(info: dict[str, Any], stage: str) -> list[tuple[Any, str]]:
     """The columns of a data set and their names here."""
     columns, tags = info.get("columns"), info.get("tags")
     given: dict[str, Any] = columns if isinstance(columns, dict) else {}
-    if info.get("formatting") == "sharegpt":
-        openai = isinstance(tags, dict) and tags.get("role_tag") == "role"
+    if info.get("formatting") in ("sharegpt", "openai"):
+        openai = info["formatting"] == "openai" or (isinstance(tags, dict) and tags.get("role_tag") == "role")
         names = SHAREGPT | ({"messages": "messages"} if openai else {})
     elif stage == "pt":
         names = {"prompt": "text"}

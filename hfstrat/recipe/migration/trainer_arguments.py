@@ -201,6 +201,23 @@ def batch(draft: Draft, processes: int, micro: str, default: int, sequences: int
     return total
 
 
+def one_warmup(draft: Draft) -> None:
+    """Keep one of warmup_steps and warmup_ratio, before rules are applied: steps above 0 win in all three tools."""
+    steps, ratio = number(draft.given.get("warmup_steps")), number(draft.given.get("warmup_ratio"))
+    if steps is not None and ratio is not None:
+        unused, used = ("warmup_ratio", "warmup_steps") if steps else ("warmup_steps", "warmup_ratio")
+        del draft.given[unused]
+        draft.same(unused, f"{used} is used")
+
+
+def length(draft: Draft, epochs: float) -> None:
+    """Set the length of the run: in all three tools max_steps takes precedence over epochs, whose default is `epochs`."""
+    if draft.value("training.max_steps") is None:
+        draft.suppose("training.num_train_epochs", epochs)
+    elif given := draft.entries.pop("training.num_train_epochs", None):
+        draft.same(given.key, "max_steps takes precedence")
+
+
 def intervals(draft: Draft, logging_default: int = 500) -> None:
     """Set `training.eval_steps` and `training.save_steps` from strategies and numbers of steps."""
     for kind in ("eval", "save"):
@@ -215,10 +232,14 @@ def intervals(draft: Draft, logging_default: int = 500) -> None:
             draft.put(target, 1.0, key)
             what = "evaluation" if kind == "eval" else "checkpoint"
             draft.look(key, f"every run has at least one {what}: {target} 1.0 is one at the end")
+        elif strategy not in ("", "steps"):
+            draft.miss(key, f"{strategy}: {target} is a number of steps; the best evaluation is kept, whatever it is")
         elif isinstance(steps, int | float) and steps > 0:
             draft.put(target, steps if steps < 1 else whole(steps), f"{kind}_steps")
         elif f"{kind}_steps" in draft.given:
             draft.same(f"{kind}_steps", "it has no value")
+        if strategy not in ("", "steps") and steps is not None:
+            draft.same(f"{kind}_steps", f"not used with {key}: {strategy}")
         if strategy == "steps" and steps is None and kind == "eval":
             draft.put(target, whole(number(draft.given.get("logging_steps", logging_default))), key)
 
@@ -276,8 +297,9 @@ def packed(draft: Draft, key: str, batch_size: int, default_length: int) -> None
     draft.entries.pop("training.global_batch_size", None)
     for target in ("training.train_sampling_strategy", "training.per_device_train_batch_size"):
         draft.drop(target, "packing: dense chooses the examples of a step by their lengths")
-    draft.put("training.packing", "dense", key)
-    draft.put("training.global_batch_tokens", batch_size * length, key)
+    origin = key if key in draft.given else ""
+    draft.put("training.packing", "dense", origin)
+    draft.put("training.global_batch_tokens", batch_size * length, origin)
     draft.look(
         key,
         f"a packed batch of {batch_size} rows is a step of {batch_size * length:,} tokens: training.packing: dense; no example "

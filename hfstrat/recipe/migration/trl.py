@@ -144,7 +144,7 @@ OF_DATA: Rules = {
     "chat_template": gone("save it as a file, such as mine.jinja, and set data.template to it"),
     "chat_template_kwargs": same("data.chat_template_kwargs"),
     "completion_only_loss": chosen("data.train_on", {True: "completions", False: "all"}),
-    "assistant_only_loss": chosen("data.train_on", {True: "assistant", False: Off("data.train_on: auto is the default")}),
+    "assistant_only_loss": read_with("of completion_only_loss, too", "data.train_on"),
     "packing": read_with("batch x max_length", "training.packing", "training.global_batch_tokens"),
     "packing_strategy": useless("examples are packed whole, by best fit"),
     "padding_free": useless("padding is left out where the model allows it"),
@@ -256,12 +256,14 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
     if trainer in REFUSED and not simpo:
         raise UserError(f"trl {trainer}: {REFUSED[trainer]}")
     _unfold(draft)
+    shared.one_warmup(draft)
     apply(draft, RULES)
     _strategy(draft)
     objective = "simpo" if simpo else trainer
     if objective != "sft":
         draft.put("objective.name", objective, "by the keys, or --from")
     _objective(draft, objective)
+    _masks(draft, objective)
     _defaults(draft, trainer)
     shared.precision(draft)
     shared.intervals(draft)
@@ -363,11 +365,24 @@ def _objective(draft: Draft, objective: str) -> None:
         draft.miss("max_completion_length", "data.max_length holds for prompt and answer together")
 
 
+def _masks(draft: Draft, objective: str) -> None:
+    """Set `data.train_on`; TRL's default, all tokens of a conversation, is not that of hfstrat."""
+    if draft.take("assistant_only_loss"):
+        draft.put("data.train_on", "assistant", "assistant_only_loss")
+    elif objective == "sft" and draft.value("data.train_on") is None:
+        draft.look(
+            "assistant_only_loss",
+            "TRL trains on all tokens of rows with messages, this recipe on the turns of the assistant: for all of them write "
+            "data.train_on: all",
+        )
+    elif "assistant_only_loss" in draft.given:
+        draft.same("assistant_only_loss", "it is not used with the other settings")
+
+
 def _defaults(draft: Draft, trainer: str) -> None:
     """TRL's defaults that are not those of hfstrat."""
     draft.suppose("training.learning_rate", RATES[trainer])
-    if draft.value("training.max_steps") is None:
-        draft.suppose("training.num_train_epochs", 3.0)
+    shared.length(draft, 3.0)
     shared.schedule(draft, "lr_scheduler_type")
     draft.suppose("training.warmup_steps", 0)
     if trainer == "cpo":

@@ -161,6 +161,12 @@ class ImageDistiller(ClassDistiller):
     task = "image-classification"
 
 
+class AudioDistiller(ClassDistiller):
+    """The same for classes of recordings: a teacher is given the inputs of the student."""
+
+    task = "audio-classification"
+
+
 class RegressionDistiller(ClassDistiller):
     """The same for numbers: the squared error from the teacher's predictions in place of the divergence, standardized."""
 

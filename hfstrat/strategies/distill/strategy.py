@@ -55,6 +55,7 @@ def objective_of(task: str) -> Objective:
         "causal-lm": Objective(objective.Distiller, precompute.cache_outputs),
         "text-classification": Objective(classification.ClassDistiller, classification.cache_outputs),
         "image-classification": Objective(classification.ImageDistiller, classification.cache_outputs),
+        "audio-classification": Objective(classification.AudioDistiller, classification.cache_outputs),
         "regression": Objective(classification.RegressionDistiller, classification.cache_outputs),
     }
     return distillers[task]

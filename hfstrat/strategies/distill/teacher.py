@@ -274,10 +274,12 @@ def _check_kind(name: str, config: dict[str, Any], task: Task) -> None:
     architectures = [str(one) for one in config.get("architectures") or []]
     if task.text.generates or (task.model.pooling(Model(name_or_path=name), config)[0] or Pooling("")).head:
         return
-    if architectures and not architectures[0].endswith(task.model.architecture):
+    ends = task.model.architecture
+    if architectures and not architectures[0].endswith(ends):
+        named = ends if isinstance(ends, str) else " or ...".join(ends)
         raise UserError(
             f"strategy.teacher: {name} is a {architectures[0]}; expected one that was trained for task: {task.name} "
-            f"(...{task.model.architecture}); train it first, and give the final/ folder of that run"
+            f"(...{named}); train it first, and give the final/ folder of that run"
         )
 
 

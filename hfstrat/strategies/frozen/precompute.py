@@ -75,7 +75,7 @@ def precompute(data: TrainData, model: nn.Module, mode: Mode, still: bool = Fals
     if distributed.is_sharded():
         return _not_cached(data, mode, "no process has the full model on its device")
     if getattr(data.collate, "varies", False):
-        return _not_cached(data, mode, "training examples are augmented in each epoch (image.augmentation)")
+        return _not_cached(data, mode, "training examples are augmented in each epoch (augmentation)")
     if getattr(data.collate, "generates", False):
         return _not_cached(data, mode, "the answers change with the model")
     model.to(data.device)
@@ -113,6 +113,8 @@ def _not_cached(data: TrainData, mode: Mode, reason: str) -> TrainData:
 
 def _cache_prefix(data: TrainData, prefix: Prefix, batch: Batch, mode: Mode) -> TrainData:
     """The data with cached states. Raises Refused with a reason against it."""
+    if getattr(data.collate, "pads", True) and "input_ids" not in batch:
+        raise Refused("recordings have different lengths, for which the model makes its own masks")
     if reason := can_precompute(prefix, batch):
         raise Refused(reason)
     speedup = None if data.is_endless else predicted_gain(data.unpacked, prefix)

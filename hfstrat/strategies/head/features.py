@@ -129,7 +129,9 @@ def cut(body: Body, layer: int) -> Body:
 POOLINGS = ("mean", "last", "first")
 BATCH_TOKENS = 2048  # per CPU batch, padding included: MiniLM and SmolLM2 are slower with 512 and with 8,192
 GPU_BATCH_TOKENS = 32_768
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")  # of a body; the rest of a batch is for the loss
+INPUTS = (  # of a body; the rest of a batch is for the loss
+    *("input_ids", "attention_mask", "token_type_ids", "pixel_values", "input_features", "input_values"),
+)
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 

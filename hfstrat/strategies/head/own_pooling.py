@@ -109,7 +109,8 @@ def own_pooling(model: Any, sample: Callable[[], dict[str, torch.Tensor]]) -> Ow
     whole = OwnPooling(model, nn.ModuleList() if found is None else found.modules, None, final)
     if found is None or not are_alike(found.modules):
         return OwnPooling(model, nn.ModuleList(), None, final)
-    inputs, last = sample(), list[Any]()
+    dtype, last = next(model.parameters()).dtype, list[Any]()  # of a checkpoint, which may have 16 bits
+    inputs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in sample().items()}
     try:
         with evaluating(model), found.modules[-1].register_forward_hook(lambda module, args, given: last.append(given)):
             expected = whole.pooled(inputs)
@@ -124,6 +125,9 @@ def own_pooling(model: Any, sample: Callable[[], dict[str, torch.Tensor]]) -> Ow
 
 
 def are_alike(blocks: nn.ModuleList) -> bool:
-    """Whether all blocks have parameters of the same shapes, so that the model is complete with fewer of them."""
-    shapes = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
-    return all(each == shapes[0] for each in shapes)
+    """Whether all blocks have parameters of the same shapes, so that the model is complete with fewer of them.
+
+    The first may have more, such as position embeddings that all share (WavLM).
+    """
+    first, *others = [{name: p.shape for name, p in block.named_parameters()} for block in blocks]
+    return all(each == others[0] for each in others) and (not others or others[0].items() <= first.items())

@@ -50,7 +50,7 @@ class ImageTextRows(Rows):
 
         return load(recipe)
 
-    def load_trained(self, folder: str) -> Any:
+    def load_trained(self, folder: str, recipe: Recipe | None = None) -> Any:
         from hfstrat.tasks.image_text_to_text.processor import load_trained
 
         return load_trained(folder)
@@ -75,9 +75,10 @@ class ImageTextRows(Rows):
         return same and super().same_inputs(one, other)
 
     def check_source(self, source: Source, data: Data, key: str) -> bool:
-        from hfstrat.data import image_messages
+        from hfstrat.data.image_messages import ImageTextSource
+        from hfstrat.data.media_rows import check_source
 
-        image_messages.check_source(source, data, key, self.reader)
+        check_source(source, data, key, self.reader, ImageTextSource)
         return True
 
     def digest(self, source: Source, data: Data, key: str) -> str:
@@ -170,6 +171,7 @@ class ImageTextModel(LanguageModel):
 
     peft_type = None  # PEFT's class for causal LMs would be loaded on AutoModelForCausalLM
     sees_images = True
+    has_predicted_costs = False
     auto_class = "AutoModelForImageTextToText"
     architecture = "ForConditionalGeneration"
     if_missing = "it is no vision-language model or is damaged"
@@ -253,12 +255,12 @@ class ImageTextText(LanguageText):
     processor = ("processor", "AutoProcessor")
 
     def prompt(self, prompt: Any) -> str:
-        from hfstrat.data.image_files import ImageRef
         from hfstrat.data.image_messages import MARK
+        from hfstrat.data.media_files import MediaRef
 
         text, images = super().prompt(prompt), list(prompt.get("images", [])) if isinstance(prompt, dict) else []
         for image in images:
-            name = Path(image.name if isinstance(image, ImageRef) else str(image)).name
+            name = Path(image.name if isinstance(image, MediaRef) else str(image)).name
             text = text.replace(MARK, f"[{name}] ", 1)
         return text
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from hfstrat.data.box_format import OUR_COLUMNS, BoxFormat
+from hfstrat.data.box_rows import BoxSource
 from hfstrat.errors import UserError
-from hfstrat.tasks.base import Metrics, Quality, Score, Task, Values, check_one_stack
+from hfstrat.tasks.base import Metrics, Quality, Score, Values, check_one_stack
 from hfstrat.tasks.heads import continued, names_of
-from hfstrat.tasks.image_classification import ImageModel, ImageRows, ImageText, check_images, ref_of
+from hfstrat.tasks.image_classification import ImageModel, ImageRows, ImageTask, ImageText
+from hfstrat.tasks.media import outputs_of
 from hfstrat.tasks.object_detection.families import check_family
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from hfstrat.data.box_classes import Boxes
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
-    from hfstrat.recipe.data import Data, Source
+    from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
 
 NAME = "object-detection"
@@ -41,6 +43,7 @@ class BoxRows(ImageRows):
     """Images with any number of boxes."""
 
     columns = OUR_COLUMNS
+    opens = BoxSource
 
     @property
     def reader(self) -> Callable[..., Any]:
@@ -51,16 +54,10 @@ class BoxRows(ImageRows):
 
         return load(recipe, family)
 
-    def load_trained(self, folder: str) -> Any:
+    def load_trained(self, folder: str, recipe: Recipe | None = None) -> Any:
         from hfstrat.tasks.object_detection.processor import load_trained
 
         return load_trained(folder)
-
-    def check_source(self, source: Source, data: Data, key: str) -> bool:
-        from hfstrat.data import box_rows
-
-        box_rows.check_source(source, data, key, self.reader)
-        return True
 
     def draw(self, data: Any, file: Path) -> str:
         from hfstrat.data.box_drawing import draw_examples
@@ -307,22 +304,15 @@ class BoxText(ImageText):
         """
         import torch
 
-        from hfstrat.data.image_files import Unreadable
+        from hfstrat.data.media_files import Unreadable
         from hfstrat.tasks.object_detection.detections import kept_of
 
-        ref, was_training = ref_of(prompt), model.training
+        ref = self.ref_of(prompt)
         try:
             image = ref.open()
         except Unreadable as error:
             raise UserError(f"{ref.name}: {error}") from None
-        weights = next(model.parameters())
-        pixels = texts.pixels([image]).to(weights.device, weights.dtype if dtype == torch.float32 else torch.float32)
-        model.eval()
-        try:
-            with torch.no_grad(), torch.autocast(weights.device.type, dtype, enabled=dtype != torch.float32):
-                outputs = model(pixel_values=pixels)
-        finally:
-            model.train(was_training)
+        outputs = outputs_of(model, {"pixel_values": texts.pixels([image])}, dtype)
         size = torch.tensor([[image.size[1], image.size[0]]])
         scores, labels, boxes = kept_of(texts.processor, outputs["logits"], outputs["pred_boxes"], size, threshold)[0]
         found = zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
@@ -389,7 +379,7 @@ class BoxText(ImageText):
         ]
 
 
-class ObjectDetection(Task):
+class ObjectDetection(ImageTask):
     """The task `object-detection`."""
 
     name = NAME
@@ -399,7 +389,7 @@ class ObjectDetection(Task):
     text = BoxText()
 
     def check(self, recipe: Recipe) -> None:
-        check_images(recipe)
+        super().check(recipe)
         check_matching()
         if recipe.training.class_weights is not None:
             raise UserError(f"training.class_weights: it is for classifiers; remove it for task: {self.name}")

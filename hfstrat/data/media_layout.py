@@ -1,4 +1,4 @@
-"""Where the images of a local folder or zip archive are, by the conventions of `imagefolder` in `datasets`.
+"""Where the images or recordings of a local folder or zip archive are, by `imagefolder` and `audiofolder` in `datasets`.
 
 A folder for each class, or a `metadata.jsonl` (.csv, .parquet) with the column `file_name`; either of them in folders or
 archives for each split (train, validation, test).
@@ -14,51 +14,55 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hfstrat.data import readers
-from hfstrat.data.image_files import SUFFIXES, ImageRef, is_image, open_archive
+from hfstrat.data.media_files import Kind, MediaRef, open_archive
 from hfstrat.data.sources import SPLITS
 from hfstrat.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE_NAME = "file_name"
 IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
-EXPECTED = f"a folder for each class with images ({', '.join(SUFFIXES[:4])} ...), or metadata.jsonl with file_name and label"
 SHOWN = 3
 
 
 @dataclass
 class Layout:
-    """The images of a folder or an archive: their names in it, sorted, and the file with their labels, if there is one."""
+    """The files of a kind in a folder or an archive: their names in it, sorted, and the file with their labels, if there is
+    one."""
 
     root: Path
+    kind: Kind
     names: list[str]
     metadata: str = ""
-    others: list[str] = field(default_factory=list)  # files that are no images
-    empty: list[str] = field(default_factory=list)  # folders without images
+    others: list[str] = field(default_factory=list)  # files of no such kind
+    empty: list[str] = field(default_factory=list)  # folders without any
 
     @property
     def is_archive(self) -> bool:
         return self.root.is_file()
 
-    def ref(self, name: str) -> ImageRef:
-        """The image with this name."""
-        return ImageRef(str(self.root), name) if self.is_archive else ImageRef(str(self.root / name))
+    def ref(self, name: str) -> MediaRef:
+        """The file with this name."""
+        ref = self.kind.ref
+        return ref(str(self.root), name) if self.is_archive else ref(str(self.root / name))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row for each image: `image` and `label`, or the columns of the metadata. Raises UserError."""
+        """A row for each file: itself and its `label`, or the columns of the metadata. Raises UserError."""
         if self.metadata:
             yield from self._rows_of_metadata()
             return
         for name in self.names:
-            yield {"image": self.ref(name), "label": PurePosixPath(name).parent.name}
+            yield {self.kind.column: self.ref(name), "label": PurePosixPath(name).parent.name}
 
     def _rows_of_metadata(self) -> Iterator[dict[str, Any]]:
         folder = PurePosixPath(self.metadata).parent
         for number, row in enumerate(self._read_metadata(), 1):
             name = row.get(FILE_NAME)
             if not isinstance(name, str) or not name:
-                raise UserError(f"{self.root}/{self.metadata}: row {number}: it has no {FILE_NAME}, the path of an image in it")
+                raise UserError(
+                    f"{self.root}/{self.metadata}: row {number}: it has no {FILE_NAME}, the path of {self.kind.an} in it"
+                )
             rest = {key: value for key, value in row.items() if key != FILE_NAME}
-            yield {"image": self.ref(str(folder / name)), **rest}
+            yield {self.kind.column: self.ref(str(folder / name)), **rest}
 
     def _read_metadata(self) -> Iterator[dict[str, Any]]:
         if not self.is_archive:
@@ -73,7 +77,7 @@ class Layout:
                 raise UserError(str(error).replace(str(file), f"{self.root}/{self.metadata}")) from None
 
     def identity(self) -> list[Any]:
-        """What changes whenever an image does: names with sizes and times, of an archive its own."""
+        """What changes whenever a file does: names with sizes and times, of an archive its own."""
         if self.is_archive:
             stat = self.root.stat()
             return [str(self.root), stat.st_size, stat.st_mtime_ns]
@@ -100,46 +104,52 @@ class Layout:
             lines.append(f"warning: {len(unnamed):,} images are not read, since {self.metadata} does not name them: {shown}")
         if self.others:
             shown = ", ".join(self.others[:SHOWN]) + (", ..." if len(self.others) > SHOWN else "")
-            lines.append(f"{len(self.others):,} files that are no images are not read: {shown}")
+            lines.append(f"{len(self.others):,} files that are no {self.kind.plural} are not read: {shown}")
         if self.empty and not self.metadata:
-            lines.append(f"warning: folders without images: {', '.join(self.empty[:SHOWN])}")
+            lines.append(f"warning: folders without {self.kind.plural}: {', '.join(self.empty[:SHOWN])}")
         return lines
 
 
-def find(source: str, key: str, splits: tuple[str, ...], needs_metadata: str = "") -> Layout | None:
-    """The images that a local folder or archive contains; None where it is neither, or a folder of tables alone.
+def expected(kind: Kind) -> str:
+    """What a folder or an archive should have, in words."""
+    suffixes = ", ".join(kind.suffixes[:4])
+    return f"a folder for each class with {kind.plural} ({suffixes} ...), or metadata.jsonl with file_name and label"
+
+
+def find(source: str, key: str, splits: tuple[str, ...], kind: Kind, needs_metadata: str = "") -> Layout | None:
+    """The files of a kind that a local folder or archive contains; None where it is neither, or a folder of tables alone.
 
     Args:
         splits: words for the split to read, of which the first that is present is.
-        needs_metadata: what is expected where folders of classes are not enough, in words.
+        needs_metadata: where folders of classes are not enough: what metadata should be there for, and what is expected.
 
     Raises:
-        UserError: a folder or an archive without images, or without the split.
+        UserError: a folder or an archive without them, or without the split.
     """
     path = Path(source).expanduser()
     layout = None
     if path.is_dir():
-        layout = _of_folder(path.absolute(), source, key, splits)
+        layout = _of_folder(path.absolute(), source, key, splits, kind)
     elif path.is_file() and path.suffix.lower() == ".zip":
-        layout = _of_archive(path.absolute(), source, key, splits)
+        layout = _of_archive(path.absolute(), source, key, splits, kind)
     if layout is not None:
         _check(layout, source, key, needs_metadata)
     return layout
 
 
-def is_of_images(source: str) -> bool:
-    """Whether a local source is a zip archive, or a folder with images in it or below."""
+def holds(source: str, kind: Kind) -> bool:
+    """Whether a local source is a folder or a zip archive with files of a kind in it or below. Raises UserError: no archive."""
     path = Path(source).expanduser()
     if path.is_file():
-        return path.suffix.lower() == ".zip"
-    files = (name for _, _, names in os.walk(path) for name in names) if path.is_dir() else iter(())
-    return any(is_image(name) or name.lower().endswith(".zip") for name in files)
+        return path.suffix.lower() == ".zip" and any(map(kind.fits, open_archive(str(path.absolute())).namelist()))
+    files = (Path(parent) / name for parent, _, names in os.walk(path) for name in names) if path.is_dir() else iter(())
+    return any(kind.fits(file.name) or (file.suffix.lower() == ".zip" and holds(str(file), kind)) for file in files)
 
 
-def _of_folder(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> Layout | None:
-    if named := _split_parts(folder):
+def _of_folder(folder: Path, source: str, key: str, splits: tuple[str, ...], kind: Kind) -> Layout | None:
+    if named := _split_parts(folder, kind):
         chosen = _choose(named, splits, source, key)
-        return _of_archive(chosen, source, key, splits) if chosen.is_file() else _of_folder(chosen, source, key, ())
+        return (_of_archive if chosen.is_file() else _of_folder)(chosen, source, key, splits if chosen.is_file() else (), kind)
     names, others, folders = list[str](), list[str](), list[str]()
     for parent, below, files in os.walk(folder):
         below[:] = sorted(name for name in below if not _is_ignored(name))
@@ -148,18 +158,18 @@ def _of_folder(folder: Path, source: str, key: str, splits: tuple[str, ...]) -> 
             folders.append(inner)
         for name in sorted(files):
             if not _is_ignored(name):
-                (names if is_image(name) else others).append(name if inner == "." else f"{inner}/{name}")
+                (names if kind.fits(name) else others).append(name if inner == "." else f"{inner}/{name}")
     metadata = next((name for name in METADATA if name in others), "")
     if not names and not metadata:
         if any(readers.file_kind(folder / name) for name in others if "/" not in name):
             return None
-        raise UserError(f"{key}: {source}: this folder contains no images; expected {EXPECTED}")
-    with_images = {part for name in names for part in _parents(name)}
-    empty = [name for name in folders if name not in with_images]
-    return Layout(folder, names, metadata, [name for name in others if name != metadata], empty)
+        raise UserError(f"{key}: {source}: this folder contains no {kind.plural}; expected {expected(kind)}")
+    filled = {part for name in names for part in _parents(name)}
+    empty = [name for name in folders if name not in filled]
+    return Layout(folder, kind, names, metadata, [name for name in others if name != metadata], empty)
 
 
-def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...]) -> Layout:
+def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...], kind: Kind) -> Layout:
     members = [name for name in open_archive(str(file)).namelist() if not name.endswith("/")]
     members = sorted(name for name in members if not any(_is_ignored(part) for part in name.split("/")))
     tops = {name.split("/")[0] for name in members if name.count("/") > 1 or (name.split("/")[-1] in METADATA and "/" in name)}
@@ -168,28 +178,26 @@ def _of_archive(file: Path, source: str, key: str, splits: tuple[str, ...]) -> L
         if splits and len(present) > 1:
             chosen = _choose(present, splits, source, key)
             members = [name for name in members if name.startswith(f"{chosen.as_posix()}/")]
-    names, others = [name for name in members if is_image(name)], [name for name in members if not is_image(name)]
+    names, others = [name for name in members if kind.fits(name)], [name for name in members if not kind.fits(name)]
     metadata = next((name for name in others if PurePosixPath(name).name in METADATA), "")
     if not names:
-        raise UserError(f"{key}: {source}: this archive contains no images; expected {EXPECTED}")
-    return Layout(file, names, metadata, [name for name in others if name != metadata])
+        raise UserError(f"{key}: {source}: this archive contains no {kind.plural}; expected {expected(kind)}")
+    return Layout(file, kind, names, metadata, [name for name in others if name != metadata])
 
 
 def _check(layout: Layout, source: str, key: str, needs_metadata: str) -> None:
     if needs_metadata and not layout.metadata:
-        raise UserError(
-            f"{key}: {source}: {len(layout.names):,} images have no metadata.jsonl with their boxes; {needs_metadata}"
-        )
+        raise UserError(f"{key}: {source}: {len(layout.names):,} {layout.kind.plural} have no metadata.jsonl {needs_metadata}")
     loose = [name for name in layout.names if "/" not in name]
     if loose and not layout.metadata:
         raise UserError(
-            f"{key}: {source}: {len(loose):,} images, such as {loose[0]}, are in no folder of a class, so they have no label; "
-            f"expected {EXPECTED}"
+            f"{key}: {source}: {len(loose):,} {layout.kind.plural}, such as {loose[0]}, are in no folder of a class, so they "
+            f"have no label; expected {expected(layout.kind)}"
         )
 
 
-def _split_parts(folder: Path) -> dict[str, Path]:
-    """The folders and archives that are named by a split. A class may have such a name: its folder has images in it."""
+def _split_parts(folder: Path, kind: Kind) -> dict[str, Path]:
+    """The folders and archives that are named by a split. A class may have such a name: its folder has files in it."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         split = _split(path.stem if path.suffix.lower() == ".zip" else path.name)
@@ -197,7 +205,7 @@ def _split_parts(folder: Path) -> dict[str, Path]:
             continue
         if path.is_dir() and not any((path / name).is_file() for name in METADATA):
             with os.scandir(path) as entries:
-                if any(entry.is_file() and is_image(entry.name) for entry in entries):
+                if any(entry.is_file() and kind.fits(entry.name) for entry in entries):
                     continue
         found.setdefault(split, path)
     return found

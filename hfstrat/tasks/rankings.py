@@ -1,4 +1,4 @@
-"""Metrics of a classifier by its probabilities: balanced accuracy, AUROC and average precision by class. numpy only."""
+"""Metrics of a classifier by its probabilities: balanced accuracy, AUROC, average precision, equal error rate. numpy only."""
 
 from __future__ import annotations
 
@@ -100,6 +100,30 @@ class Ranking:
             precision = np.where(caught + through > 0, caught / (caught + through), 0.0)
             average = np.where(of_class > 0, (positive * precision).sum(0) / of_class, np.nan)
             return np.where(others > 0, above / (of_class * others), np.nan), average
+
+
+def eer_of(marks: np.ndarray, chances: np.ndarray, count: int) -> Callable[[np.ndarray], dict[str, float]]:
+    """The equal error rate of two classes from how often each row counts: where as many rows of one class are taken for the
+    other as the other way round, with linear interpolation between thresholds. Empty for other numbers of classes."""
+    if count != 2 or marks.dtype == np.int8 or not ranks_are_kept(*chances.shape):
+        return lambda weights: {}
+    ranking = Ranking(chances[:, 1:], truth_of(marks, count)[:, 1:])
+    ends = np.flatnonzero(ranking.last[:, 0] == np.arange(len(chances)))
+
+    def score(weights: np.ndarray) -> dict[str, float]:
+        ordered = weights[ranking.order[:, 0]]
+        positive = ordered * ranking.true[:, 0]
+        hits, misses = np.cumsum(positive)[ends], np.cumsum(ordered - positive)[ends]
+        if not (hits[-1] > 0 and misses[-1] > 0):
+            return {"eer": float("nan")}
+        rejected = np.concatenate([[1.0], 1 - hits / hits[-1]])  # false negatives, from the highest threshold on
+        accepted = np.concatenate([[0.0], misses / misses[-1]])  # false positives
+        after = int(np.argmax(accepted >= rejected))
+        gaps = rejected[after - 1] - accepted[after - 1], accepted[after] - rejected[after]
+        share = gaps[0] / (gaps[0] + gaps[1])
+        return {"eer": float(accepted[after - 1] + share * (accepted[after] - accepted[after - 1]))}
+
+    return score
 
 
 def lines_of(details: dict[str, Any]) -> list[str]:
