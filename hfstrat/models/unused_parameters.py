@@ -41,8 +41,8 @@ def use_all(
             return
         named = module.named_parameters()
         zero = zero_of(p for name, p in named if may_be_unused is None or may_be_unused(name))
-        for key in OUTPUTS if zero is not None else ():
-            if isinstance(value := output.get(key), torch.Tensor):
+        for key in OUTPUTS:
+            if zero is not None and isinstance(value := output.get(key), torch.Tensor):
                 output[key] = value + zero.to(value)
 
     return model.register_forward_hook(hook, with_kwargs=True).remove

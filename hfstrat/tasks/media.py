@@ -82,7 +82,7 @@ class MediaModel(Classifier):
     def fit_output(self, base: Base, data: Any, collate: Any) -> Callable[[], None] | None:
         from hfstrat.models import unused_parameters
 
-        return unused_parameters.use_all(base.model)  # such as the mask tokens of DINOv2 and wav2vec 2.0
+        return unused_parameters.use_all(base.model)  # such as the embeddings of masks of DINOv2 and wav2vec 2.0
 
     def check_architecture(self, path: str, config: dict[str, Any]) -> None:
         from hfstrat.models.transformers_source import families_of

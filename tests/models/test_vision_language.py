@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from helpers.vision_language import FAMILIES, conversations, loaded, make_vision
 from hfstrat.data.image_chats import prepare
 from hfstrat.data.image_text_batches import ImageTextCollator, images_of
 from hfstrat.data.render import IGNORED
+from hfstrat.errors import UserError
 from hfstrat.models import vision_parts
 from hfstrat.models.fused_loss import bind_head_loss
 from hfstrat.recipe.data import Data
+from hfstrat.tasks import TASKS
 
 FAST = ("llava", "qwen2_5_vl")
 
@@ -187,6 +190,16 @@ def test_a_batch_without_images_gives_every_trained_parameter_a_gradient(
             assert not parameter.grad.any(), name
     undo()
     assert model(**batch).loss.requires_grad is (trained == "all")
+
+
+def test_rows_without_images_are_refused_where_the_model_is_sharded(made: Any, chats: Path) -> None:
+    """A process without an image would not gather the weights of the tower, for which the others wait."""
+    data = prepare(Data.model_validate({"train": str(chats), "eval_size": 4}), loaded(made("llava"), "llava"), 0)
+    rows = TASKS["image-text-to-text"].rows
+    with pytest.raises(UserError, match=r"rows without images.*--accelerate-config ddp"):
+        rows.check_sharded(data)
+    some = [[place for place in range(len(part)) if part[place]["images"]] for part in (data.train, data.eval)]
+    rows.check_sharded(replace(data, train=data.train.select(some[0]), eval=data.eval.select(some[1])))
 
 
 @pytest.mark.parametrize("family", families())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,5 @@ def test_merge_generate_evaluate_and_predict(
         inference.predict(target, ["what"], None, None)
     with pytest.raises(UserError, match="no such file"):
         inference.generate(target, ["what"], None, None, how, images=["gone.png"])
+    with pytest.raises(UserError, match="--plain"):
+        inference.generate(target, ["what"], None, None, replace(how, plain=True))
