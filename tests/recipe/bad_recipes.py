@@ -187,7 +187,7 @@ UNKNOWN_KEYS = [
         "nonsense at the top",
         OUTPUT,
         "output_dir: run\nxyzzy: 1",
-        ["xyzzy = 1", "hfstrat schema", "keys of a recipe: data, evaluation"],
+        ["xyzzy = 1", "hfstrat schema", "keys of a recipe: audio, data, evaluation"],
         1,
     ),
     key("nonsense in training", RATE, "  xyzzy: 1", ["training.xyzzy", "training.extra", "keys of 'training': activation"]),
