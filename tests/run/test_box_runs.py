@@ -169,7 +169,7 @@ def test_a_pipeline_gives_the_same_boxes(result: tuple[Path, dict[str, Any]], im
 
     folder, output, drawn = result[0], tmp_path / "boxes.jsonl", tmp_path / "drawn"
     boxes = inference.Boxes(drawn, 0.05)
-    inference.predict(str(folder), [], None, output, images=[str(images)], boxes=boxes)
+    inference.predict(str(folder), [], None, output, media={"image": [str(images)]}, boxes=boxes)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == len(list(drawn.iterdir())) == 16
     assert any(row["objects"] for row in rows)
