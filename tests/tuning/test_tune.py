@@ -242,7 +242,8 @@ def test_a_search_is_killed_twice_joined_and_ends_in_time(tiny: Path, examples: 
     assert told.finished.verified
     table = json.loads((folder / "tune.json").read_text())
     assert table["luck"]["rows"] > 0
-    assert "selection luck" in output
+    chosen = sum(len(each["curve"]) for each in table["trials"]) > 1  # a busy machine may measure only one
+    assert ("selection luck" in output) == chosen
     assert "<svg" in (folder / "report.html").read_text()
     assert len(list(folder.glob("trials/*/*/checkpoint-*"))) <= 1, "what a longer search continues from"
 
