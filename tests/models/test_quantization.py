@@ -359,7 +359,10 @@ def test_blocks_learn_above_a_quantized_prefix(trained: Any, form: str) -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "form"),
-    [(ADAPTED, "nf4"), pytest.param("{name: partial, last_n_layers: 1, precompute: false}", "int8", marks=pytest.mark.slow)],
+    [
+        pytest.param(ADAPTED, "nf4", marks=pytest.mark.slow),
+        pytest.param("{name: partial, last_n_layers: 1, precompute: false}", "int8", marks=pytest.mark.slow),
+    ],
     ids=["lora", "partial"],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(trained: Any, tmp_path: Path, strategy: str, form: str) -> None:

@@ -84,19 +84,20 @@ def loaded_model(model: Path) -> tuple[Any, Any]:
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
 
 
+OTHER_LOSSES = [
+    {"loss_type": "hinge", "beta": 0.3},
+    {"loss_type": "robust", "label_smoothing": 0.1},
+    {"loss_type": "exo_pair", "label_smoothing": 0.001},
+    *(
+        {"loss_type": kind}
+        for kind in ("nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "sigmoid_norm")
+    ),
+]
+
+
 @pytest.mark.parametrize(
     "given",
-    [
-        {},
-        {"loss_type": "ipo"},
-        {"loss_type": "hinge", "beta": 0.3},
-        {"loss_type": "robust", "label_smoothing": 0.1},
-        {"loss_type": "exo_pair", "label_smoothing": 0.001},
-        *(
-            {"loss_type": kind}
-            for kind in ("nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "sigmoid_norm")
-        ),
-    ],
+    [{}, {"loss_type": "ipo"}, *(pytest.param(given, marks=pytest.mark.slow) for given in OTHER_LOSSES)],
     ids=lambda given: given.get("loss_type", "sigmoid"),
 )
 def test_dpo(tmp_path: Path, model: Path, given: dict[str, Any]) -> None:

@@ -259,7 +259,14 @@ def test_two_processes_equal_one_process(classify: Any, tmp_path: Path, bodies: 
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
 
 
-@pytest.mark.parametrize(("family", "rows"), [("bert", {"pairs": True}), ("llama", {}), ("gpt2", {"many": True})])
+SHAPED = [
+    ("bert", {"pairs": True}),
+    pytest.param("llama", {}, marks=pytest.mark.slow),
+    pytest.param("gpt2", {"many": True}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("family", "rows"), SHAPED)
 def test_a_classifier_from_scratch(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
     """The tokenizer is trained on the training data, and the trained model predicts labels from the words that mark them."""
     new = f"{{name: scratch, model_type: {family}, parameters: 60k, tokenizer: {{vocab_size: 300}}}}"

@@ -47,6 +47,7 @@ def test_two_processes_equal_one(recipe: Any, tmp_path: Path) -> None:
     assert reports[1]["verified"]["bit_equal"]
 
 
+@pytest.mark.slow
 def test_a_mistake_on_every_rank_is_one_sentence(recipe: Any, tmp_path: Path) -> None:
     """Both processes find the mistake after importing torch: the user does not see the launcher's traceback."""
     file = tmp_path / "bad.jsonl"

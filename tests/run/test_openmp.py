@@ -21,6 +21,7 @@ def shown(code: str, **settings: str) -> str:
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LIBGOMP.is_file(), reason="this torch brings no libgomp")
 def test_the_library_reads_the_short_spin() -> None:
     assert "GOMP_SPINCOUNT = '3000'" in shown("import hfstrat.train, torch")

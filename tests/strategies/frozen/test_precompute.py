@@ -413,6 +413,7 @@ def test_a_packed_batch_of_its_own_states_is_that_batch_bit_for_bit(family: str)
         assert all(map(torch.equal, losses_of(model, [{**whole, COLUMN: states}]), expected))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_not_computed_once_yet() -> None:
     model = make("llama")
     model.model.layers[0].compile()

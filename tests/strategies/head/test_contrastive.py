@@ -63,6 +63,7 @@ def bert(bodies: Any) -> Path:
     return Path(bodies("bert"))
 
 
+@pytest.mark.slow
 def test_the_body_is_trained_and_the_result_is_the_same_with_and_without_the_cache(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

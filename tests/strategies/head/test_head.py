@@ -133,7 +133,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.slow), "llama"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.usefixtures("fresh_process")
 def test_plain_sentence_transformers_says_the_same_of_texts(recipe_of: Any, family: str, tiny: Path) -> None:
     """`SentenceTransformer(folder).encode(texts)` gives the logits that the head was solved for; a changed head does not.
