@@ -87,7 +87,7 @@ class Action:
 
 
 def run(recipe: str, overrides: tuple[str, ...], on: str, options: dict[str, Any], prices: Path | None, action: Action) -> int:
-    """Carry out the command; returns its exit code. Raises UserError before anything is written."""
+    """Run the command; returns its exit code. Raises UserError before anything is written."""
     from hfstrat.clusters import engine as engines
     from hfstrat.clusters import engine_of
     from hfstrat.clusters import job as jobs

@@ -303,11 +303,7 @@ class Rows:
         if self.data is None or not self.recipe.objective.has_reference:
             return {}
         with subject.measured():
-            found = self.objective.measure(subject.model, self._batches(subject, self.data, how, screen))
-        return {
-            name: intervals.Measurement(len(next(iter(columns.values()))), intervals.means(columns))
-            for name, columns in found.items()
-        }
+            return intervals.of_columns(self.objective.measure(subject.model, self._batches(subject, self.data, how, screen)))
 
     def _batches(self, subject: Subject, data: Any, how: Precision, screen: Console) -> TrainData:
         """The evaluation examples and how they become batches for a model, in the form that objectives take."""

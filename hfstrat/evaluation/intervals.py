@@ -72,6 +72,11 @@ def means(columns: dict[str, np.ndarray]) -> Score:
     return lambda weights: {name: total / weights.sum() for name, total in score(weights).items()}
 
 
+def of_columns(found: dict[str, dict[str, np.ndarray]]) -> dict[str, Measurement]:
+    """Measurements that are means of columns with a number for each example, `[n]`, by their names."""
+    return {name: Measurement(len(next(iter(columns.values()))), means(columns)) for name, columns in found.items()}
+
+
 def draws(rows: int) -> Iterator[np.ndarray]:
     """The weight of each example in each resample, `[rows]`: the same for equal numbers of examples, none below `FEWEST`."""
     source = np.random.default_rng((SEED, rows))

@@ -105,8 +105,7 @@ def of_objective(job: Job) -> dict[str, Measurement]:
     """What the objective measures of the result beside its metrics."""
     subject = Subject.from_model(job.published, job.data.renderer.tokenizer, job.task)
     with subject.measured():
-        found = job.objective.measure(subject.model, job.train_data)
-    return {name: Measurement(len(next(iter(columns.values()))), intervals.means(columns)) for name, columns in found.items()}
+        return intervals.of_columns(job.objective.measure(subject.model, job.train_data))
 
 
 def measure(job: Job) -> dict[str, Measurement]:

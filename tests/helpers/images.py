@@ -91,15 +91,20 @@ def processor_of(family: str) -> Any:
 
 def image_recipe(folder: Path, model: Path | None, train: Path, **more: Any) -> Path:
     """A recipe of four steps; `more` are sections, which are merged with it."""
+    return four_steps("image-classification", 1e-2, folder, model, train, more)
+
+
+def four_steps(task: str, rate: float, folder: Path, model: Path | None, train: Path, more: dict[str, Any]) -> Path:
+    """A recipe of a task on files with classes; `more` are sections, which are merged with it."""
     recipe: dict[str, Any] = {
-        "task": "image-classification",
+        "task": task,
         "strategy": "full",
         "data": {"train": str(train), "eval_size": 9},
         "training": {
             "max_steps": 4,
             "global_batch_size": 8,
             "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
+            "learning_rate": rate,
             "eval_steps": 2,
             "logging_steps": 1,
         },

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+
+from helpers.images import four_steps
 
 RATE = 16_000
 CLASSES = ("high", "low", "middle")
@@ -96,26 +97,4 @@ def make_audio_model(folder: Path, family: str = "wav2vec2", classes: int = 0, s
 
 def audio_recipe(folder: Path, model: Path | None, train: Path, **more: Any) -> Path:
     """A recipe of four steps; `more` are sections, which are merged with it."""
-    recipe: dict[str, Any] = {
-        "task": "audio-classification",
-        "strategy": "full",
-        "data": {"train": str(train), "eval_size": 9},
-        "training": {
-            "max_steps": 4,
-            "global_batch_size": 8,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 2e-3,
-            "eval_steps": 2,
-            "logging_steps": 1,
-        },
-        "evaluation": {"samples": 2},
-        "output_dir": str(folder / "run"),
-    }
-    if model is not None:
-        recipe["model"] = str(model)
-    for key, value in more.items():
-        recipe[key] = {**recipe[key], **value} if isinstance(value, dict) and isinstance(recipe.get(key), dict) else value
-    file = folder / "recipe.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(recipe))
-    return file
+    return four_steps("audio-classification", 2e-3, folder, model, train, more)
