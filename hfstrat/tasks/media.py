@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hfstrat.errors import UserError
 from hfstrat.tasks.base import Quality, Rows, Score, Task, Values
+from hfstrat.tasks.heads import names_of
 from hfstrat.tasks.text_classification import Classifier, ClassMetrics, LabelText, chosen_labels
 
 if TYPE_CHECKING:
@@ -45,6 +46,26 @@ class MediaRows(Rows):
                 f"{key}: {source} has no {self.processor_name.split(' ', 1)[1]} ({PROCESSOR}); set model.tokenizer to the "
                 "folder or Hub id of one"
             )
+
+    @property
+    @abstractmethod
+    def preparing(self) -> Any:
+        """The module of `hfstrat.data` that prepares the rows; it imports datasets."""
+
+    def prepare(
+        self,
+        data: Data,
+        tokenizer: Any,
+        seed: int,
+        samples: int = 0,
+        max_eval_rows: int | None = None,
+        held_out: np.ndarray | None = None,
+    ) -> Any:
+        return self.preparing.prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
+
+    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Any:
+        many = config.problem_type == "multi_label_classification"
+        return self.preparing.prepare_eval(data, tokenizer, names_of(config), many, samples, max_rows)
 
     def has_processor(self, folder: Path) -> bool:
         return (folder / PROCESSOR).is_file()

@@ -12,16 +12,13 @@ from hfstrat.data.audio_files import AUDIO, AudioRef
 from hfstrat.data.audio_rows import OUR_COLUMNS, AudioFormat, AudioSource
 from hfstrat.errors import UserError
 from hfstrat.tasks.base import Score, Values
-from hfstrat.tasks.heads import names_of
 from hfstrat.tasks.media import MediaMetrics, MediaModel, MediaRows, MediaTask, MediaText, check_augmentation
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hfstrat.data.audio_classes import AudioClasses
     from hfstrat.models.load import Base
-    from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
 
 NAME = "audio-classification"
@@ -62,24 +59,11 @@ class AudioRows(MediaRows):
 
         return draw(data, file)
 
-    def prepare(
-        self,
-        data: Data,
-        tokenizer: Any,
-        seed: int,
-        samples: int = 0,
-        max_eval_rows: int | None = None,
-        held_out: np.ndarray | None = None,
-    ) -> AudioClasses:
-        from hfstrat.data.audio_classes import prepare
+    @property
+    def preparing(self) -> Any:
+        from hfstrat.data import audio_classes
 
-        return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
-
-    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> AudioClasses:
-        from hfstrat.data.audio_classes import prepare_eval
-
-        many = config.problem_type == "multi_label_classification"
-        return prepare_eval(data, tokenizer, names_of(config), many, samples, max_rows)
+        return audio_classes
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.audio_batches import AudioCollator

@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Any
 from hfstrat.data.image_files import IMAGE
 from hfstrat.data.image_rows import OUR_COLUMNS, ImageFormat, ImageSource
 from hfstrat.errors import UserError
-from hfstrat.tasks.heads import names_of
 from hfstrat.tasks.media import MediaMetrics, MediaModel, MediaRows, MediaTask, MediaText, check_augmentation, ref_of
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-    from hfstrat.data.image_classes import ImageClasses
     from hfstrat.data.media_files import MediaRef
     from hfstrat.models.load import Base
-    from hfstrat.recipe.data import Data
     from hfstrat.recipe.schema import Recipe
 
 NAME = "image-classification"
@@ -68,24 +64,11 @@ class ImageRows(MediaRows):
 
         return jpeg(open_row(example) if isinstance(example, dict) else ref_of(example, IMAGE).open(), THUMBNAIL)
 
-    def prepare(
-        self,
-        data: Data,
-        tokenizer: Any,
-        seed: int,
-        samples: int = 0,
-        max_eval_rows: int | None = None,
-        held_out: np.ndarray | None = None,
-    ) -> ImageClasses:
-        from hfstrat.data.image_classes import prepare
+    @property
+    def preparing(self) -> Any:
+        from hfstrat.data import image_classes
 
-        return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
-
-    def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> ImageClasses:
-        from hfstrat.data.image_classes import prepare_eval
-
-        many = config.problem_type == "multi_label_classification"
-        return prepare_eval(data, tokenizer, names_of(config), many, samples, max_rows)
+        return image_classes
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.image_batches import ImageCollator

@@ -64,23 +64,15 @@ class BoxRows(ImageRows):
 
         return draw_examples(data, file)
 
-    def prepare(
-        self,
-        data: Data,
-        tokenizer: Any,
-        seed: int,
-        samples: int = 0,
-        max_eval_rows: int | None = None,
-        held_out: np.ndarray | None = None,
-    ) -> Boxes:
-        from hfstrat.data.box_classes import prepare
+    @property
+    def preparing(self) -> Any:
+        from hfstrat.data import box_classes
 
-        return prepare(data, tokenizer, seed, samples, max_eval_rows, held_out)
+        return box_classes
 
     def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> Boxes:
-        from hfstrat.data.box_classes import prepare_eval
-
-        return prepare_eval(data, tokenizer, names_of(config), samples, max_rows)
+        found: Boxes = self.preparing.prepare_eval(data, tokenizer, names_of(config), samples, max_rows)
+        return found
 
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.box_batches import BoxCollator
