@@ -19,13 +19,16 @@ from typing import Any, NamedTuple
 from hfstrat.errors import UserError
 from hfstrat.models import check, families, random_init
 from hfstrat.models.load import read_json, read_shapes
-from hfstrat.models.parameter_names import CONFIG_KEYS, config_size, count_blocks, height
+from hfstrat.models.parameter_names import BLOCK, CONFIG_KEYS, config_size, count_blocks, height
+from hfstrat.models.stack import Stem
 from hfstrat.recipe import section
 from hfstrat.recipe.section import Shapes
 from hfstrat.strategies.description import Description
+from hfstrat.tasks.base import Task
 
 GPT_LIKE, BERT_LIKE = ("gpt2",), ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet")
 VALIDATED = ("llama", "bert")  # families measured by benchmarks/memory_prediction.py
+NO_STEM = Stem()
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
 
 
@@ -33,7 +36,9 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "F8_E4M
 class Model:
     """What predictions need to know about a model.
 
-    shapes: the parameters of the checkpoint, each tied weight once.
+    shapes: the parameters of the checkpoint, each tied weight once; of a model of files those of its body.
+    checkpoint: all parameters of the checkpoint.
+    stem: what is before the blocks, where that is not a table.
     stored: bytes of the checkpoint.
     dropout, attention_dropout: shares.
     by_hand: no weights exist, only sizes.
@@ -57,6 +62,9 @@ class Model:
     stored: int = 0
     folder: Path | None = None
     by_hand: bool = False
+    reads_files: bool = False
+    checkpoint: Shapes = field(default_factory=dict, repr=False)
+    stem: Stem = NO_STEM
 
     @property
     def parameters(self) -> int:
@@ -65,7 +73,7 @@ class Model:
     @property
     def layout(self) -> str:
         """The block layout of this family: llama, gpt2 or bert."""
-        return "bert" if self.family in BERT_LIKE else "gpt2" if self.family in GPT_LIKE else "llama"
+        return "bert" if self.family in BERT_LIKE or self.reads_files else "gpt2" if self.family in GPT_LIKE else "llama"
 
     @property
     def is_encoder(self) -> bool:
@@ -73,14 +81,15 @@ class Model:
 
     def line(self) -> str:
         kind = "sizes given by hand" if self.by_hand else self.family
-        return (
-            f"{self.name}: {kind}, {self.parameters:,} parameters, {self.layers} layers of width {self.width:,}, "
-            f"{self.vocabulary:,} tokens, context {self.context:,}"
-        )
+        words = "" if self.reads_files else f", {self.vocabulary:,} tokens, context {self.context:,}"
+        return f"{self.name}: {kind}, {self.parameters:,} parameters, {self.layers} layers of width {self.width:,}{words}"
 
 
-def read(name: str) -> Model:
+def read(name: str, task: Task | None = None) -> Model:
     """The model of a local folder, the Hub's cache or the Hub.
+
+    Args:
+        task: whose examples are files; None: one whose examples are texts.
 
     Raises:
         UserError: no such model, no config, or weights whose headers cannot be read.
@@ -91,13 +100,13 @@ def read(name: str) -> Model:
             raise UserError(f"--model: {name} is a file; expected a model folder, a config.json or a Hub id")
         path = path.parent
     if path.is_dir():
-        return from_folder(name, path)
+        return from_folder(name, path, task)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UserError(f"--model: {name}: no such folder{check.near(path)}")
-    return from_hub(name)
+    return from_hub(name, task)
 
 
-def from_folder(name: str, folder: Path) -> Model:
+def from_folder(name: str, folder: Path, task: Task | None = None) -> Model:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -110,21 +119,21 @@ def from_folder(name: str, folder: Path) -> Model:
         shapes, stored = read_shapes(folder), _stored(folder)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"--model: {folder} contains a corrupt safetensors file; download the model again") from None
-    return from_config(name, config, shapes, stored, folder)
+    return from_config(name, config, shapes, stored, folder, task)
 
 
 def _stored(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def from_hub(name: str) -> Model:
+def from_hub(name: str, task: Task | None = None) -> Model:
     """Read from the cache if the config is there; otherwise download only the config and the safetensors headers."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     check.check_hub("--model", name, None, "config.json", "model", network=True)
     cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
-        return from_folder(name, Path(cached).parent)
+        return from_folder(name, Path(cached).parent, task)
     try:
         config = json.loads(Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
         found = HfApi().get_safetensors_metadata(name)
@@ -133,11 +142,15 @@ def from_hub(name: str) -> Model:
         raise UserError(f"--model: {name}: its config or its safetensors headers cannot be read: {first}") from None
     tensors = [(key, info) for file in found.files_metadata.values() for key, info in file.tensors.items()]
     stored = sum(prod(info.shape) * ITEM_BYTES.get(info.dtype, 2) for _, info in tensors)
-    return from_config(name, config, {key: tuple(info.shape) for key, info in tensors}, stored)
+    return from_config(name, config, {key: tuple(info.shape) for key, info in tensors}, stored, task=task)
 
 
-def from_config(name: str, config: dict[str, Any], shapes: Shapes, stored: int, folder: Path | None = None) -> Model:
+def from_config(
+    name: str, config: dict[str, Any], shapes: Shapes, stored: int, folder: Path | None = None, task: Task | None = None
+) -> Model:
     """The model of a config.json. Raises UserError if the config lacks a size that every model has."""
+    if task is not None:
+        return of_files(name, config, shapes, stored, folder, task)
     full = {**config, **(config.get("text_config") or {})}
     number = {size: config_size(full, size) for size in CONFIG_KEYS}
     for size in ("width", "layers", "vocabulary"):
@@ -171,6 +184,41 @@ def from_config(name: str, config: dict[str, Any], shapes: Shapes, stored: int, 
         config=full,
         stored=stored or 2 * sum(map(prod, shapes.values())),
         folder=folder,
+    )
+
+
+def of_files(name: str, config: dict[str, Any], shapes: Shapes, stored: int, folder: Path | None, task: Task) -> Model:
+    """The model of a task whose examples are files. Raises UserError where it is none, or is no stack of blocks."""
+    task.model.check_architecture(name, config)
+    family = str(config.get("model_type", ""))
+    shapes = shapes or families.shapes_of(family, families.canonical(family, config)) or {}
+    if not shapes:
+        raise UserError(f"--model: {name} has no weights (*.safetensors), and their shapes are needed; download the model")
+    stack = task.model.stack(name, shapes, config, 0)
+    number = {size: config_size(stack.sizes, size) for size in CONFIG_KEYS}
+    if not min(number["width"], number["layers"], number["heads"]):
+        raise UserError(f"--model: {name}: config.json has no width, layers or heads, which are needed to predict memory")
+    return Model(
+        name=name,
+        family=family,
+        vocabulary=0,
+        width=number["width"],
+        inner=number["inner"],
+        layers=number["layers"],
+        heads=number["heads"],
+        kv_heads=number["heads"],
+        head_width=number["width"] // number["heads"],
+        context=10**6,
+        tied=False,
+        dropout=float(stack.sizes["dropout"]),
+        attention_dropout=float(stack.sizes["attention_dropout"]),
+        shapes=stack.body,
+        config=config,
+        stored=stored or 2 * sum(map(prod, shapes.values())),
+        folder=folder,
+        reads_files=True,
+        checkpoint=shapes,
+        stem=stack.stem,
     )
 
 
@@ -228,6 +276,23 @@ def live_blocks(model: Model, description: Description) -> list[Block]:
 def trains_input(description: Description) -> bool:
     """Whether a parameter below the blocks is trained."""
     return any(height(name, 0) == 0 for name in description.names)
+
+
+def trains_stem(description: Description) -> bool:
+    """Whether a convolution before the blocks is trained."""
+    return any(len(description.shapes[name]) > 2 and not BLOCK.search(name) for name in description.names)
+
+
+def parameters_of(model: Model, task: Task, labels: int) -> tuple[Shapes, bool] | None:
+    """The parameters of the model that is trained, and whether its head is tied; None where its head is unknown.
+
+    Args:
+        labels: outputs of its head.
+    """
+    if not model.reads_files:
+        return task.model.shapes(model.shapes, model.config, labels)
+    stack = task.model.stack(model.name, model.checkpoint, model.config, labels)
+    return stack.body | stack.head, False
 
 
 def block_bytes(model: Model, description: Description, block: Block, compute: int, length: int, masked: bool) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -12,8 +12,9 @@ from hfstrat.advisor import architecture
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.errors import UserError
-from hfstrat.models import random_init
+from hfstrat.models import families, random_init, transformers_source
 from hfstrat.objectives.preference.objective import REFUSED
+from hfstrat.recipe import section as sizes
 from hfstrat.recipe.schema import STRATEGIES, AnyStrategy
 from hfstrat.recipe.section import Shapes
 from hfstrat.recipe.strategies import StrategySection
@@ -22,6 +23,7 @@ from hfstrat.strategies.description import Description, Footprint
 from hfstrat.tasks import TASKS
 
 SMALLEST, LARGEST_NEW_VOCABULARY = 1_000_000, 8_192
+SMALL = 3_000_000  # parameters of a model of files from scratch, as in docs/images.md: no law for their data is known here
 OPTIMAL = 20.0  # tokens per parameter: arXiv 2203.15556
 WORTHWHILE = 4.0  # epochs for which a repeated token is worth about as much as a new one: arXiv 2305.16264
 EPOCHS = {"scratch": 4.0}
@@ -36,6 +38,7 @@ class Candidate:
     section: of the recipe, `name` included.
     model: the model that is trained; a new one if the strategy trains from scratch.
     epochs: that are proposed.
+    data: where the model is given something else than the pretrained one; None: the same.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Candidate:
     model: Model
     description: Description
     epochs: float = USUAL_EPOCHS
+    data: Survey | None = None
 
     @property
     def footprint(self) -> Footprint:
@@ -68,9 +72,14 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
         raise UserError(f"strategy: does not support task {data.task}")
     if data.objective != "sft" and name in REFUSED:
         raise UserError(f"strategy: cannot be combined with objective {data.objective}: {REFUSED[name]}")
+    own = None
     if STRATEGIES[name].random_weights:
-        model, settings = _from_scratch(model, data, most)
-        shapes, tied = model.shapes, model.tied
+        if data.files is None:
+            model, settings = _from_scratch(model, data, most)
+            shapes, tied = model.shapes, model.tied
+        else:
+            model, settings, own = _from_scratch_of_files(model, data, most)
+            shapes, tied = architecture.parameters_of(model, TASKS[data.task], data.outputs) or (model.shapes, False)
     else:
         shapes, tied = _with_head(model, data)
         architecture_name = str((model.config.get("architectures") or [""])[0])
@@ -84,7 +93,7 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
     description = built.describe(shapes, tied)
     if data.objective != "sft":  # states of pairs are not cached
         description = description._replace(keeps_prefix=False)
-    return Candidate(name, section, strategy, model, description, epochs_of(name, data))
+    return Candidate(name, section, strategy, model, description, epochs_of(name, data), own)
 
 
 def epochs_of(name: str, data: Survey) -> float:
@@ -101,8 +110,21 @@ def _with_head(model: Model, data: Survey) -> tuple[Shapes, bool]:
         raise UserError(f"model: {model.family} is an encoder, not a causal LM")
     if not model.by_hand:
         task.model.check_architecture(model.name, model.config)
-    known = task.model.shapes(model.shapes, model.config, labels)
+    known = architecture.parameters_of(model, task, labels)
     return known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
+
+
+def _from_scratch_of_files(model: Model, data: Survey, most: float) -> tuple[Model, dict[str, Any], Survey]:
+    """A model with random weights for files: of a size that is known to be trained in minutes, not larger than `model`."""
+    size = max(SMALLEST, min(SMALL, most, model.parameters))
+    own, family, settings = data.scratch(size)
+    wanted = random_init.readable(float(f"{size:.1e}"))
+    config = random_init.pick(family, sizes.parse(wanted), None, 0, settings)
+    shapes = families.shapes_of(family, config) or {}
+    whole = {**transformers_source.config_keys(family), **config, "model_type": family}
+    made = architecture.from_config(f"a {family} of {wanted}", whole, shapes, 0, task=TASKS[data.task])
+    keys = {"model_type": family, "parameters": wanted, "config": settings}
+    return replace(made, by_hand=True), keys, own
 
 
 def _from_scratch(model: Model, data: Survey, most: float) -> tuple[Model, dict[str, Any]]:

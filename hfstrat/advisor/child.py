@@ -31,6 +31,9 @@ UNTIMED = 2  # first passes, in which kernels are compiled
 UNEQUAL = 1.2  # least ratio of tokens in longer to shorter passes; below it, fixed and per-token seconds cannot be separated
 FOLDS = 3
 PROBE_OPERATIONS = 4e12  # a few seconds on a CPU
+CHUNK, LEAST_PROBED = 32, 64  # examples between two looks at the clock, and those without which nothing is said
+LEAST_OF_CURVE = 8  # examples of a point of the learning curve
+PROBE_SHARE = 0.5  # of the time that is left, for the features of a probe
 
 
 class TimeIsOver(Exception):
@@ -162,12 +165,16 @@ def bits_per_byte(name: str, texts: dict[str, list[str]], seconds: float, longes
     }
 
 
-def probe(loaded: Loaded, rows: int) -> dict[str, Any]:
+def probe(loaded: Loaded, rows: int, until: float = math.inf) -> dict[str, Any]:
     """Accuracy (of numbers R^2) of a cross-validated probe on the base's features, also on half and a quarter; of the same
-    on TF-IDF; and of the constant prediction."""
+    on TF-IDF, where the rows are texts; and of the constant prediction.
+
+    Args:
+        rows: examples, at most.
+        until: when extracting features has to end (`time.monotonic()`).
+    """
     import torch
 
-    from hfstrat.strategies.head.features import extract, split_body
     from hfstrat.strategies.head.pooled import candidate_layers
 
     recipe = loaded.recipe
@@ -175,29 +182,73 @@ def probe(loaded: Loaded, rows: int) -> dict[str, Any]:
     data: Any
     tokenizer, data = strategy.read(recipe)
     base = strategy.load(recipe, tokenizer, data)
-    body = split_body(base.model.base_model)
-    places = np.random.default_rng(0).permutation(len(data.train))[: min(rows, affordable(base, data))]
-    layers, poolings = candidate_layers(body.depth, "auto"), ("mean", "last")
     collate = task.rows.collator(base, data, tokenizer, 16)
-    found = extract(body, data.train, places, collate, layers, poolings, base.compute_dtype)
+    body, most = probed_body(base, data, collate), rows
+    if task.model.reads_tokens:
+        most = min(rows, affordable(base, data))
+    layers, poolings = candidate_layers(body.depth, "auto"), body.poolings[:2]
+    places = np.random.default_rng(0).permutation(len(data.train))[:most]
+    found = extract_until(body, data.train, places, collate, layers, poolings, base.compute_dtype, until)
+    places = places[: len(found)]
     labels, classes = torch.as_tensor(np.asarray(data.train["label"][:])[places]), len(data.label_names)
     names = ("R^2", "mean") if labels.is_floating_point() else ("accuracy", "majority class")
     constant = 0.0 if labels.is_floating_point() else float(torch.bincount(labels).max()) / len(labels)
-    ids = [data.train[int(place)]["input_ids"] for place in places]
+    words = None
+    if task.model.reads_tokens:
+        words = cross_validate_words([data.train[int(place)]["input_ids"] for place in places], labels, classes)
     fits = {(i, j): ridge_score(found[:, i, j], labels, classes) for i in range(len(layers)) for j in range(len(poolings))}
     i, j = max(fits, key=lambda place: fits[place])
     reached = cross_validate(found[:, i, j], labels, classes)
-    parts = [count for count in (len(places) // 4, len(places) // 2) if count]
+    parts = [count for count in (len(places) // 4, len(places) // 2) if count >= LEAST_OF_CURVE]
     return {
         "rows": len(places),
         "best": f"layer {layers[i]}, {poolings[j]}",
         "probe": reached,
-        "tf_idf": cross_validate_words(ids, labels, classes),
+        **({} if words is None else {"tf_idf": words}),
         "majority": constant,
         **dict(zip(("metric", "baseline"), names, strict=True)),
         "curve": {count: cross_validate(found[:count, i, j], labels[:count], classes) for count in parts}
         | {len(places): reached},
     }
+
+
+def probed_body(base: Any, data: Any, collate: Any) -> Any:
+    """The body whose features are probed: of a model that reads files with the pooling of its class."""
+    from hfstrat.strategies.head.features import split_body
+    from hfstrat.strategies.head.own_pooling import own_pooling
+
+    if base.task.model.reads_tokens:
+        return split_body(base.model.base_model)
+
+    def sample() -> dict[str, torch.Tensor]:
+        return {
+            name: value for name, value in collate([data.train[0], data.train[len(data.train) - 1]]).items() if name != "labels"
+        }
+
+    return own_pooling(base.model, sample)
+
+
+def extract_until(
+    body: Any,
+    rows: Any,
+    places: np.ndarray,
+    collate: Any,
+    layers: list[int],
+    poolings: tuple[str, ...],
+    dtype: torch.dtype,
+    until: float,
+) -> torch.Tensor:
+    """Features `[n, len(layers), len(poolings), H]` of as many examples as time allows, of all where it allows that."""
+    import torch
+
+    from hfstrat.strategies.head.features import extract
+
+    found = []
+    for start in range(0, len(places), CHUNK):
+        found.append(extract(body, rows, places[start : start + CHUNK], collate, layers, poolings, dtype))
+        if time.monotonic() > until and len(found) * CHUNK >= LEAST_PROBED:
+            break
+    return torch.cat(found)
 
 
 def affordable(base: Any, data: Any) -> int:
@@ -285,7 +336,8 @@ def main(file: str) -> None:
             share = max(1.0, (until - time.monotonic()) / max(1, len(found["left"])))
             try:
                 if name == "probe":
-                    found["probe"] = probe(load(name, request["probe"]), request["probe_rows"])
+                    last = until - (1 - PROBE_SHARE) * max(0.0, until - time.monotonic())
+                    found["probe"] = probe(load(name, request["probe"]), request["probe_rows"], last)
                 elif name == "bits_per_byte":
                     texts = {"data": request["texts"], "reference": reference_texts(len(request["texts"]))}
                     found[name] = bits_per_byte(request["model"], texts, share / 2, request["longest"])

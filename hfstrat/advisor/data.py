@@ -7,20 +7,20 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hfstrat.advisor import files
+from hfstrat.advisor.architecture import Model
+from hfstrat.advisor.files import Files
 from hfstrat.data import readers, sources
-from hfstrat.data.audio_files import AUDIO
 from hfstrat.data.columns import filled
 from hfstrat.data.formats import Example
-from hfstrat.data.image_files import IMAGE
 from hfstrat.data.labeled import check_blank
 from hfstrat.data.labels import check_labels, similar_labels, sort_labels
-from hfstrat.data.media_layout import holds
 from hfstrat.data.preferences import LabeledFormat, Preference, PreferenceFormat
 from hfstrat.data.stats import Statistics, check_rows
 from hfstrat.data.values import BadRow, Row
@@ -28,19 +28,21 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import key_of
-from hfstrat.tasks import TASKS, CausalLM, task_of_rows
+from hfstrat.recipe.schema import Recipe
+from hfstrat.tasks import TASKS, CausalLM, Task, task_of_rows
 
 MOST_READ = 50_000  # rows; beyond them their number is estimated from the size of the file
 SAMPLE = 2_000  # rows that are tokenized
 BYTES_PER_TOKEN = 4.0  # of English, used without a tokenizer
 TURN_TOKENS = 5  # that a chat template adds per message, roughly
 BY_HAND = "by hand"  # instead of a source
+NAMED = 20  # classes, up to which each is named with its examples
 KEPT = 0.995  # share of the tokens within the proposed max_length
 
 
 @dataclass
 class Survey:
-    """Statistics of a data set.
+    """Statistics of a data set. The tokens of an image or a recording are the positions that a model has for it.
 
     lengths: tokens of the sampled examples, before truncation.
     texts: the sampled examples as plain text; `text_labels`: their labels, where each has one.
@@ -51,6 +53,8 @@ class Survey:
     remarks: what is not read, and what may be wrong with the rows, in words.
     settings: keys of the recipe's section `data` that are set, without `train`.
     objective: that trains on such examples.
+    duplicates: share of the examples; None: not counted.
+    files: of images and recordings.
     """
 
     source: str
@@ -58,7 +62,7 @@ class Survey:
     rows: int
     lengths: np.ndarray
     supervised_share: float = 1.0
-    duplicates: float = 0.0
+    duplicates: float | None = 0.0
     labels: dict[str, int] = field(default_factory=dict)
     many: bool = False
     targets: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -70,6 +74,7 @@ class Survey:
     remarks: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     objective: str = "sft"
+    files: Files | None = None
 
     @property
     def limit(self) -> int:
@@ -114,6 +119,25 @@ class Survey:
     def by_hand(self) -> bool:
         return self.source == BY_HAND
 
+    @property
+    def sections(self) -> dict[str, Any]:
+        """Further sections of a recipe for these examples."""
+        return self.files.given.sections if self.files is not None else {}
+
+    @property
+    def reading(self) -> float:
+        """Seconds to decode an example."""
+        return self.files.reading if self.files is not None else 0.0
+
+    def scratch(self, parameters: float) -> tuple[Survey, str, dict[str, Any]]:
+        """These files as a model with random weights is given them, its family, and keys of its config."""
+        assert self.files is not None
+        given, family, config = self.files.given.scratch(self.files.headers, parameters)
+        own = replace(self, files=replace(self.files, given=given))
+        own.lengths = own.files.lengths if own.files is not None else own.lengths
+        own.max_length = int(own.lengths.max())
+        return own, family, config
+
     def lines(self) -> list[str]:
         """The statistics in words."""
         if self.by_hand:
@@ -122,6 +146,12 @@ class Survey:
                 f"sizes given by hand: {self.rows:,} examples{classes}, about {self.tokens:,.0f} tokens",
                 f"unknown: lengths, class balance, duplicates; every example is assumed to have {self.longest:,} tokens",
             ]
+        if self.files is not None:
+            found = [
+                f"{self.source}: {self.rows:,} {self.files.plural} ({self.format})",
+                *self.files.given.lines(self.files.headers),
+            ]
+            return [*found, *self._of_labels(), *self.remarks, *(f"estimated: {words}" for words in self.estimated)]
         middle, high = np.percentile(self.lengths, (50, 99))
         of = "" if self.objective == "sft" else " (of two sequences)"
         share = "" if self.outputs else f", {self.supervised_share:.0%} of them supervised"
@@ -129,22 +159,34 @@ class Survey:
             f"{self.source}: {self.rows:,} examples ({self.format}), about {self.tokens:,.0f} tokens{share}",
             f"lengths in tokens{of}: median {middle:,.0f}, 99th percentile {high:,.0f}, maximum {self.lengths.max():,}; "
             f"max_length {self.max_length:,} cuts off {self.cut_share:.1%} of the tokens; "
-            f"{self.duplicates:.1%} duplicate examples",
+            f"{self.duplicates or 0.0:.1%} duplicate examples",
+            *self._of_labels(),
         ]
-        if self.labels:
-            small, large = (pick(self.labels, key=lambda name: self.labels[name]) for pick in (min, max))
-            share = f"{self.labels[large] / max(1, sum(self.labels.values())):.1%}"
-            found.append(
-                f"{len(self.labels):,} classes, from {small} ({plural(self.labels[small], 'example')}) to {large} "
-                f"({self.labels[large]:,}); always predicting {large} has an accuracy of {share}"
-            )
         for name, (mean, std) in self.targets.items():
             found.append(f"{name}: mean {mean:.4g}, standard deviation {std:.4g}, the RMSE of always predicting the mean")
         return found + self.remarks + [f"estimated: {words}" for words in self.estimated]
 
+    def _of_labels(self) -> list[str]:
+        """The classes in words: each of the files of a few classes, and the constant prediction."""
+        if not self.labels:
+            return []
+        small, large = (pick(self.labels, key=lambda name: self.labels[name]) for pick in (min, max))
+        share = f"{self.labels[large] / max(1, sum(self.labels.values())):.1%}"
+        found = [
+            f"{len(self.labels):,} classes, from {small} ({plural(self.labels[small], 'example')}) to {large} "
+            f"({self.labels[large]:,}); always predicting {large} has an accuracy of {share}"
+        ]
+        if self.files is not None and self.labels[small] == self.labels[large]:
+            return [f"{len(self.labels):,} classes of {plural(self.labels[large], 'example')} each"]
+        if self.files is not None and 2 < len(self.labels) <= NAMED:
+            found.append(", ".join(f"{name}: {count:,}" for name, count in self.labels.items()))
+        return found
+
 
 def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Survey:
     """Statistics given by hand, for data that does not exist yet. Raises UserError for impossible numbers."""
+    if TASKS[task].rows.kind or TASKS[task].model.sees_images:
+        raise UserError(f"--task: {task}: sizes by hand are for texts; give --data")
     if rows < 1:
         raise UserError(f"--rows: {rows}: expected at least 1")
     if tokens < rows:
@@ -162,17 +204,31 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
     return Survey(BY_HAND, task, rows, lengths, labels=labels, targets=targets, max_length=each, format="sizes given by hand")
 
 
-def refuse_media(source: str, task: str | None) -> None:
-    """Raises UserError for images and recordings, of which no advice can be given."""
-    chosen = TASKS.get(task or "")
-    kind = None if chosen is None else chosen.rows.kind or (IMAGE if chosen.model.sees_images else None)
-    kind = kind or next((one for one in (IMAGE, AUDIO) if holds(source, one)), None)
-    if kind is not None:
-        raise UserError(
-            f"--data: {source}: advise predicts memory, time and quality of models of text, not of {kind.plural}; "
-            f"`hfstrat compare` measures strategies on your data, and docs/{'images' if kind is IMAGE else 'audio'}.md has "
-            "measured times"
-        )
+def survey_files(data: Data, task: Task, model: Model, recipe: Recipe) -> Survey:
+    """Statistics of images or recordings, those of the first source; lengths are in positions of the model.
+
+    Args:
+        recipe: with the sections that set their size.
+
+    Raises:
+        UserError: files that do not exist, cannot be read, or fit no model.
+    """
+    first = data.train[0]
+    if not sources.is_local(first.path):
+        raise UserError(f"--data: {first.path}: no such file; advise reads local files only")
+    processor = files.processor_of(model.folder, model.name)
+    given = task.rows.given(model.config, model.shapes, processor, recipe)
+    try:
+        found = files.look(data, task, given)
+        check_labels(found.rows, sort_labels(found.labels), found.many, first.path)
+    except UserError as error:
+        raise UserError(str(error) if key_of(str(error)) or str(error).startswith("--") else f"--data: {error}") from None
+    made = Survey(first.path, task.name, found.rows, found.lengths, labels=found.labels, many=found.many)
+    made.files, made.format, made.remarks = found, found.format, [*found.remarks, *similar_labels(found.labels)]
+    made.estimated, made.duplicates = found.estimated, None
+    made.max_length = int(made.lengths.max())
+    made.settings = data.model_dump(exclude_unset=True, exclude={"train"})
+    return made
 
 
 def survey(data: Data, task: str | None, context: int, folder: Path | None) -> Survey:
@@ -188,13 +244,12 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
         UserError: files that do not exist, cannot be read, or fit no task.
     """
     first = data.train[0]
-    refuse_media(first.path, task)
-    files = sources.local_files(first.path, "--data", sources.splits_of(first, data, "data.train")[1])
-    if files is None:
+    found_files = sources.local_files(first.path, "--data", sources.splits_of(first, data, "data.train")[1])
+    if found_files is None:
         raise UserError(
             f"--data: {first.path}: no such file; advise reads local files only (or give --rows and --tokens by hand)"
         )
-    source = sources.DataSource(first, data, files, None)
+    source = sources.DataSource(first, data, found_files, None)
     try:
         rows, estimate = _read(source)
         examples, found = _parse(source, task, rows)

@@ -56,6 +56,12 @@ class Measured:
         return float(found["probe"]) if found.get("metric") == "accuracy" else None
 
     @property
+    def curve(self) -> dict[int, float]:
+        """Accuracy of the probe by the number of its examples."""
+        found = self.raw.get("probe") or {}
+        return {int(count): float(value) for count, value in found["curve"].items()} if self.probe is not None else {}
+
+    @property
     def base_bits(self) -> float | None:
         """Bits per byte that the base needs on the texts."""
         found = (self.raw.get("bits_per_byte") or {}).get("data") or {}
@@ -90,17 +96,24 @@ class Situation:
         known, found = replace(expected.known_of(self.data), runs=self.runs), self.measured
         if found is None:
             return known
-        return replace(known, probe=found.probe, gap=found.domain_gap, base_bits=found.base_bits)
+        return replace(known, probe=found.probe, gap=found.domain_gap, base_bits=found.base_bits, curve=found.curve)
 
     @property
     def compute(self) -> int:
         """Bytes per number in the forward pass."""
         return 2 if not self.device.is_cpu or hardware.has_bfloat16() else 4
 
+    def given_to(self, candidate: Candidate) -> Situation:
+        """The situation with the data as the model of this candidate is given them."""
+        return self if candidate.data is None else replace(self, data=candidate.data)
+
+    @property
+    def eval_rows(self) -> float:
+        return min(1000.0, max(1.0, 0.05 * self.data.rows))
+
     @property
     def eval_tokens(self) -> float:
-        rows = min(1000.0, max(1.0, 0.05 * self.data.rows))
-        return rows * self.data.mean_length
+        return self.eval_rows * self.data.mean_length
 
 
 @dataclass(frozen=True)
@@ -208,6 +221,7 @@ def propose(situation: Situation, names: Sequence[str]) -> tuple[list[Candidate]
 
 def fit(candidate: Candidate, situation: Situation) -> Fitted:
     """Step 2: the first settings that fit into memory, from the fastest to the most economical."""
+    situation = situation.given_to(candidate)
     device, sharing = situation.device, situation.sharing
     room = HEADROOM * situation.limit - import_bytes(device.is_cpu)
     tried = [
@@ -263,6 +277,7 @@ def shape_of(data: Survey, sizes: tuple[int, int, int], once: bool, on_cpu: bool
         rows=data.rows,
         classifies=bool(data.outputs),
         widths=memory.batch_widths(data.pieces, micro, share, eval_rows, once),
+        reads_words=data.files is None,
     )
 
 
@@ -276,13 +291,15 @@ def _settings(shape: Shape, words: str) -> dict[str, object]:
 
 def estimate(fitted: Fitted, situation: Situation) -> Timed:
     """Step 3: the time of a run, and how many epochs the time limit allows."""
+    situation = situation.given_to(fitted.candidate)
     candidate, data, limit = fitted.candidate, situation.data, situation.time
     work, rate = work_of(candidate, data, fitted.shape.recompute, candidate.epochs), rate_for(fitted, situation)
     rate = rate._replace(value=rate.value * situation.sharing.processes)
     steps_per_epoch = data.rows / GLOBAL_BATCH
 
     def takes(epochs: float) -> float:
-        return speed.seconds(work, data.tokens, steps_per_epoch, epochs, situation.eval_tokens, EVALUATIONS, rate)
+        found = speed.seconds(work, data.tokens, steps_per_epoch, epochs, situation.eval_tokens, EVALUATIONS, rate)
+        return found + reading_seconds(work, situation, epochs)
 
     timed = Timed(fitted, work, takes(candidate.epochs), candidate.epochs, band=rate.band)
     if limit is None:
@@ -298,6 +315,19 @@ def estimate(fitted: Fitted, situation: Situation) -> Timed:
     takes_least = takes(epochs)
     words = f"ends {format.duration(takes_least - limit)} late"
     return replace(timed, seconds=takes_least, epochs=epochs, in_time=False, late=takes_least / limit, words=words)
+
+
+def reading_seconds(work: Work, situation: Situation, epochs: float) -> float:
+    """Seconds in which files are decoded: when the data are prepared, for what is computed once, and in steps and evaluations.
+
+    Steps that were measured include it.
+    """
+    data, rows = situation.data, situation.eval_rows
+    passes = (data.rows + rows) * (1 + (work.once > 0))
+    if not (situation.measured and situation.measured.rates):
+        cached = work.once > 0
+        passes += 0.0 if cached else data.rows * epochs * (work.training > 0) + rows * EVALUATIONS * (work.evaluation > 0)
+    return data.reading * passes
 
 
 def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) -> Work:
@@ -347,7 +377,10 @@ def plan_of(timed: Timed, data: Survey, batch: int = GLOBAL_BATCH) -> Plan:
     """The run as predictions of quality see it; a solved head takes no steps."""
     candidate = timed.candidate
     steps = timed.epochs * data.rows / batch if timed.work.training else 0.0
-    return Plan(candidate.name, float(candidate.model.parameters), not candidate.model.is_encoder, steps, steps * batch)
+    is_solved = candidate.description.body_once and not timed.work.training
+    return Plan(
+        candidate.name, float(candidate.model.parameters), not candidate.model.is_encoder, steps, steps * batch, is_solved
+    )
 
 
 def rank(scored: Sequence[Scored], situation: Situation) -> tuple[Scored, ...]:
@@ -381,6 +414,11 @@ def caveats(situation: Situation) -> list[str]:
     found, model = [], situation.model
     if not situation.device.is_cpu:
         found.append("memory on a GPU is predicted with the same terms, but its constants are not validated")
+    elif model.reads_files:
+        found.append(
+            f"memory and time were validated on models of text, not on {model.family}, whose layers before the blocks are counted "
+            "by their shapes"
+        )
     elif model.family not in VALIDATED:
         found.append(f"memory was validated on {' and '.join(VALIDATED)} models, not on {model.family or 'this family'}")
     if situation.sharing.processes > 1:
@@ -389,6 +427,6 @@ def caveats(situation: Situation) -> list[str]:
         found.append("processes on a CPU share its memory and its cores, so more of them are not faster")
     if model.parameters > 500e6 and situation.device.is_cpu:
         found.append("memory was validated on models of up to 135M parameters")
-    if situation.measured is None:
+    if situation.measured is None and situation.data.files is None:
         found.append("nothing was measured on this machine: quality is predicted from runs on other data sets")
     return found

@@ -6,14 +6,15 @@ No number is given where no measured runs are known: for regressions, several la
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from hfstrat.advisor import quality, text_scores
+from hfstrat.advisor import learning, quality, text_scores
 from hfstrat.advisor.data import Survey
+from hfstrat.advisor.learning import NORMAL_80
 from hfstrat.advisor.measured_runs import CLASSES, TEXT, YOURS, Run, shipped
 from hfstrat.advisor.quality import SCRATCH, Learned
 from hfstrat.tasks import TASKS
@@ -21,7 +22,6 @@ from hfstrat.tasks import TASKS
 NOISE = {CLASSES: 0.01, TEXT: 0.02}  # one point of accuracy, 2 % of the loss
 DRAWS = 4000
 METRIC = {CLASSES: "accuracy", TEXT: "loss, as a share of the base's"}
-NORMAL_80 = 1.2816  # standard deviations to each side that hold 80 % of a normal distribution
 WIDER = 0.5  # by which an interval grows with each tenfold beyond the measured sizes
 
 
@@ -32,6 +32,7 @@ class Known:
     tf_idf, probe: cross-validated accuracies.
     gap: bits per byte that the base needs, divided by those that it expects, minus 1; `base_bits`: those it needs.
     runs: the measured runs to learn from: those that ship, and the user's own.
+    curve: accuracy of the probe by its number of examples.
     """
 
     data: Survey
@@ -41,6 +42,7 @@ class Known:
     base_bits: float | None = None
     ngram: float | None = None
     runs: tuple[Run, ...] = field(default_factory=shipped)
+    curve: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,17 @@ def known_of(data: Survey) -> Known:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that is considered: its strategy, the parameters of its model, optimizer steps and the examples in all of them."""
+    """A run that is considered: its strategy, the parameters of its model, optimizer steps and the examples in all of them.
+
+    is_solved: its head is solved on frozen features, which is what a probe measures.
+    """
 
     strategy: str
     parameters: float
     is_decoder: bool
     steps: float
     seen: float
+    is_solved: bool = False
 
 
 def expect(plans: Sequence[Plan], known: Known) -> list[Expected]:
@@ -122,7 +128,8 @@ def expect(plans: Sequence[Plan], known: Known) -> list[Expected]:
             if known.data.objective == "sft"
             else f"objective {known.data.objective}"
         )
-        return [Expected(basis=f"no runs of {kind} are known")] * len(plans)
+        unknown = Expected(basis=f"no runs of {kind} are known")
+        return [_of_probe(known) if plan.is_solved and known.curve else unknown for plan in plans]
     guesses = [_guess(plan, known, task) for plan in plans]
     given = [guess for guess in guesses if isinstance(guess, Guess)]
     chances = iter(_chances(given, task))
@@ -135,6 +142,14 @@ def expect(plans: Sequence[Plan], known: Known) -> list[Expected]:
         one = Expected(METRIC[task], value, low, high, next(chances), task == CLASSES, guess.basis, guess.assumed)
         found.append(one)
     return found
+
+
+def _of_probe(known: Known) -> Expected:
+    """The accuracy of a solved head: measured on some examples, and continued to all of them."""
+    found, most = learning.continued(known.curve, known.data.rows), max(known.curve)
+    basis = f"a probe on {most:,} of {known.data.rows:,} examples, measured here"
+    assumed = [] if most >= known.data.rows else ["its learning curve continues to all examples"]
+    return Expected(METRIC[CLASSES], *found, basis=basis, assumed=assumed)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def measure(situation: Situation, names: Sequence[str], seconds: float) -> Measu
     if (reason := obstacle(situation)) is not None:
         raise UserError(f"--measure: {reason}; remove the option")
     fitted = {name: found for name in names if (found := _fitted(name, situation)) is not None}
-    raw = _run_child(_request(situation, fitted), seconds)
+    with tempfile.TemporaryDirectory(prefix="hfstrat-sample-") as folder:
+        sample = None if situation.data.files is None else situation.data.files.write_sample(Path(folder) / "sample")
+        raw = _run_child(_request(situation, fitted, sample), seconds)
     steps = {
         name: step
         for name, step in raw["rates"].items()
@@ -65,7 +67,8 @@ def measure(situation: Situation, names: Sequence[str], seconds: float) -> Measu
         name: _operations(fitted[name], situation) * step["tokens"] / (step["seconds"] - fixed[name])
         for name, step in steps.items()
     }
-    return replace(interpret(raw, rates), fixed=fixed)
+    unit = "tokens" if situation.data.files is None else "positions"
+    return replace(interpret(raw, rates, unit), fixed=fixed)
 
 
 def _fitted(name: str, situation: Situation) -> Fitted | None:
@@ -88,24 +91,30 @@ def _operations(fitted: Fitted, situation: Situation) -> float:
     return speed.work(candidate.model, description, data.mean_length, data.supervised_share, recompute).training
 
 
-def _request(situation: Situation, fitted: dict[str, Fitted]) -> dict[str, Any]:
-    """What the child process has to measure."""
+def _request(situation: Situation, fitted: dict[str, Fitted], sample: Path | None = None) -> dict[str, Any]:
+    """What the child process has to measure.
+
+    Args:
+        sample: files in the place of the data, all of which would be decoded before the first step.
+    """
     data = situation.data
     request: dict[str, Any] = {
-        "recipes": {name: _steps_recipe(each, situation) for name, each in fitted.items()},
+        "recipes": {name: _steps_recipe(each, situation, sample) for name, each in fitted.items()},
         "model": str(situation.model.folder),
         "longest": min(data.max_length, situation.model.context, 512),
     }
     if data.outputs and not data.many:
-        request |= {"probe": _probe_recipe(situation), "probe_rows": PROBED}
+        request |= {"probe": _probe_recipe(situation, sample), "probe_rows": PROBED}
     if TASKS[data.task].text.generates and not situation.model.is_encoder:
         request["texts"] = data.texts[:: max(1, len(data.texts) // TEXTS)][:TEXTS]
     return request
 
 
-def _steps_recipe(fitted: Fitted, situation: Situation) -> str:
+def _steps_recipe(fitted: Fitted, situation: Situation, sample: Path | None) -> str:
     """The recipe that would be written, without evaluations, checkpoints and cached states."""
     recipe = recipes.recipe_of(fitted, situation, {})
+    if sample is not None:
+        recipe["data"] = {"train": str(sample)}
     recipe["training"] = {
         **fitted.settings,
         "max_steps": NO_STEPS,
@@ -119,9 +128,11 @@ def _steps_recipe(fitted: Fitted, situation: Situation) -> str:
     return defaults.recipe_text("real steps for `hfstrat advise --measure`", recipe)
 
 
-def _probe_recipe(situation: Situation) -> str:
+def _probe_recipe(situation: Situation, sample: Path | None) -> str:
     data, model = recipes.data_of(situation.data), recipes.absolute_path(situation.model.name)
     recipe = {"task": situation.data.task, "model": model, "strategy": "full", "data": data}
+    if sample is not None:
+        recipe |= {"data": {"train": str(sample)}, "strategy": "head", **situation.data.sections}
     return defaults.recipe_text("a probe for `hfstrat advise --measure`", recipe)
 
 
@@ -152,10 +163,10 @@ def _run_child(request: dict[str, Any], seconds: float) -> dict[str, Any]:
     raise UserError(f"--measure: the measuring process failed with exit code {child.returncode}: {last}")
 
 
-def interpret(raw: dict[str, Any], rates: dict[str, float]) -> Measured:
+def interpret(raw: dict[str, Any], rates: dict[str, float], unit: str = "tokens") -> Measured:
     """Scores and lines of text, from the answer of the child process."""
     lines = [
-        f"{name}: {step['tokens'] / step['seconds']:,.0f} tokens/s, from {step['passes']:.0f} passes"
+        f"{name}: {step['tokens'] / step['seconds']:,.0f} {unit}/s, from {step['passes']:.0f} passes"
         for name, step in raw["rates"].items()
         if step["seconds"]
     ]
@@ -177,10 +188,12 @@ def interpret(raw: dict[str, Any], rates: dict[str, float]) -> Measured:
             f"on texts like its pretraining data); on Python's documentation it needs {bits['reference']['needed']:.3f}"
         )
     if probe := raw.get("probe"):
-        probe_gain = probe["probe"] - max(probe["tf_idf"], probe["majority"])
+        words = probe.get("tf_idf")
+        simple = "" if words is None else f"TF-IDF {words:.1%}, "
+        probe_gain = probe["probe"] - max(words or 0.0, probe["majority"])
         lines.append(
             f"linear probe ({probe['best']}), cross-validated on {probe['rows']:,} examples: {probe['metric']} "
-            f"{probe['probe']:.1%}; TF-IDF {probe['tf_idf']:.1%}, {probe['baseline']} {probe['majority']:.1%}"
+            f"{probe['probe']:.1%}; {simple}{probe['baseline']} {probe['majority']:.1%}"
         )
         lines.append(learning_curve({int(count): accuracy for count, accuracy in probe["curve"].items()}))
     return Measured(rates, domain_gap, probe_gain, lines, raw)

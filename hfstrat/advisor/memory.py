@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hfstrat.advisor.architecture import Block, Model, block_bytes, live_blocks, trains_input
+from hfstrat.advisor.architecture import Block, Model, block_bytes, live_blocks, trains_input, trains_stem
 from hfstrat.advisor.hardware import Sharing, constants
 from hfstrat.models import rows_per_chunk
 from hfstrat.models.parameter_names import BLOCK, EMBEDDING, HEAD
@@ -91,6 +91,7 @@ class Shape:
     supervised: share of the tokens that contribute to the loss.
     rows: training examples in total.
     widths: numbers of different batch widths in training and in evaluation.
+    reads_words: whether examples are texts, of which TF-IDF is a baseline.
     """
 
     length: int
@@ -105,6 +106,7 @@ class Shape:
     rows: int = 0
     classifies: bool = False
     widths: tuple[int, int] = (1, 1)
+    reads_words: bool = True
 
     @property
     def tokens(self) -> int:
@@ -195,10 +197,14 @@ class Phases:
         """What autograd stores during one pass."""
         tokens, wide = self.s.tokens, self._wide()
         live = live_blocks(self.m, self.d)
-        ends = 2 * 4.0 * self.m.width * tokens  # embeddings and the last norm
+        ends = (2 * 4.0 * self.m.width + self._stem()) * tokens  # embeddings and the last norm
         if self.s.recompute:
             return ends + tokens * wide * self.m.width * len(live)
         return ends + sum(self._block(block) for block in live)
+
+    def _stem(self) -> float:
+        """Bytes for each position that autograd stores for the layers before the blocks."""
+        return self._wide() * self.m.stem.numbers if trains_stem(self.d) else 0.0
 
     def volume(self) -> float:
         """What a pass allocates in small pieces."""
@@ -302,10 +308,14 @@ class Phases:
     def step(self) -> dict[str, float]:
         return {**self.base(), "gradients": self.gradients()}
 
+    def _passing(self) -> float:
+        """Numbers for each position that are in memory at a time in the layers before the blocks, without gradients."""
+        return self.m.stem.numbers / 2
+
     def evaluation(self) -> dict[str, float]:
         rows = (self.s.eval_rows or 2 * self.s.micro) * self.s.length
         a, words = self.s.compute, self.m.vocabulary
-        inside = rows * (a * 3.0 * self.m.inner + 4.0 * self.m.width * 4)
+        inside = rows * (a * 3.0 * self.m.inner + 4.0 * self.m.width * 4 + 4.0 * self._passing())
         head = 0.0
         if not self.s.classifies:
             chunk = min(rows, rows_per_chunk(words, self.m.width, False, self.s.on_cpu)) * words
@@ -332,7 +342,7 @@ class Phases:
         The checkpoint is still mapped, and counts where its numbers were converted.
         """
         rows = min(FEATURE_TOKENS[self.s.on_cpu], max(1, self.s.rows) * self.s.length)
-        inside = rows * (self.s.compute * 3.0 * self.m.inner + 4.0 * self.m.width * 6)
+        inside = rows * (self.s.compute * 3.0 * self.m.inner + 4.0 * self.m.width * 6 + 4.0 * self._passing())
         each = 4.0 * self.m.width * POOLINGS * min(self.m.layers, PROBED_LAYERS)  # bytes of a probed example
         probed = min(self.s.rows, PROBED, max(64.0, PROBED_BYTES / each)) * each
         cached = 4.0 * self.m.width * self.s.rows
@@ -341,7 +351,7 @@ class Phases:
             **self.base(),
             "activations": inside,
             "caches": self.caches() + COPIES * probed + FEATURE_COPIES * cached,
-            "TF-IDF": self.k["tf_idf"] * min(self.s.rows, TF_IDF_ROWS) * self.s.length,
+            "TF-IDF": self.k["tf_idf"] * min(self.s.rows, TF_IDF_ROWS) * self.s.length * self.s.reads_words,
             "checkpoint": float(self.m.stored) if narrower else 0.0,
         }
 

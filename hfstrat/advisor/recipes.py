@@ -21,13 +21,14 @@ from hfstrat.advisor.memory import Shape
 from hfstrat.advisor.speed import Rate
 from hfstrat.data import sources
 from hfstrat.errors import UserError, first_line
+from hfstrat.models import families, transformers_source
 from hfstrat.recipe.load import Loaded, load_recipe
 from hfstrat.recipe.schema import OBJECTIVES, Recipe
 from hfstrat.recipe.section import seconds
 from hfstrat.run import preflight
 from hfstrat.strategies import defaults
 from hfstrat.strategies.defaults import Prediction
-from hfstrat.tasks import TASKS
+from hfstrat.tasks import TASKS, Task
 from hfstrat.trainer.plan import modest_eval_batch, modest_micro_batch
 
 WRITTEN = 3  # recipes, where no quality is predicted
@@ -80,6 +81,8 @@ def chosen(advice: Advice) -> list[tuple[int, Scored]]:
     if not here or here[0][1].expected.value is None:
         return here[:WRITTEN]
     first = here[0][1]
+    if all(each.expected.value is None for _, each in here[1:]):  # they may be better
+        return here[:WRITTEN]
     return [(place, each) for place, each in here if each is first or each.expected.reaches(first.expected)]
 
 
@@ -101,13 +104,15 @@ def recipe_of(fitted: Fitted, situation: Situation, training: Mapping[str, Any])
         situation: the model and the data.
         training: keys of `training:` that set the length of the run.
     """
-    survey, candidate = situation.data, fitted.candidate
+    candidate = fitted.candidate
+    survey = situation.given_to(candidate).data
     recipe: dict[str, Any] = {"task": survey.task}
     if candidate.strategy.needs_weights:
         name = absolute_path(situation.model.name)
         recipe["model"] = name if fitted.shape.frozen is None else {"name_or_path": name, "quantization": "nf4"}
     recipe["strategy"] = candidate.section
     recipe["data"] = data_of(survey)
+    recipe |= survey.sections
     rate = defaults.learning_rate(candidate.name, candidate.model.width)
     if survey.objective != "sft":
         recipe["objective"], share = survey.objective, OBJECTIVES[survey.objective].rate
@@ -122,7 +127,8 @@ def data_of(survey: Survey) -> dict[str, Any]:
     """The section `data` of a recipe for these examples."""
     given = survey.settings.items()
     paths = {key: absolute_path(value) for key, value in given if key in ("eval", "template") and isinstance(value, str)}
-    return {"train": absolute_path(survey.source), "max_length": survey.max_length, **survey.settings, **paths}
+    length = {} if survey.files is not None else {"max_length": survey.max_length}
+    return {"train": absolute_path(survey.source), **length, **survey.settings, **paths}
 
 
 def absolute_path(name: str) -> str:
@@ -217,6 +223,7 @@ def estimate(recipe: Recipe, fitted: Fitted, situation: Situation) -> Timed:
     work = decide.work_of(candidate, survey, fitted.shape.recompute, epochs or 1)
     batch = training.global_batch_size
     total = speed.seconds(work, survey.tokens, survey.rows / batch, epochs, situation.eval_tokens, decide.EVALUATIONS, rate)
+    total += decide.reading_seconds(work, situation, epochs)
     limit = seconds(training.max_time) if training.max_time else None
     timed = Timed(fitted, work, total - AFTER_TRAINING, epochs, band=rate.band)
     if limit is not None and work.training:
@@ -233,9 +240,13 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     if recipe.training.packing == "dense":
         raise UserError("training.packing: dense: the number of steps depends on the tokenized data, and is not predicted")
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
-    survey = data.survey(recipe.data, recipe.task, model.context, model.folder)
-    survey = replace(survey, max_length=min(recipe.data.max_length, model.context), objective=recipe.objective.name)
-    known = (model.shapes, model.tied) if model.by_hand else task.model.shapes(model.shapes, model.config, survey.outputs)
+    if model.reads_files:
+        survey = data.survey_files(recipe.data, task, model, recipe)
+    else:
+        survey = data.survey(recipe.data, recipe.task, model.context, model.folder)
+        survey = replace(survey, max_length=min(recipe.data.max_length, model.context), objective=recipe.objective.name)
+    plain = model.by_hand and not model.reads_files
+    known = (model.shapes, model.tied) if plain else architecture.parameters_of(model, task, survey.outputs)
     if known is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
     section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)
@@ -244,10 +255,26 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
 
 
 def _model(recipe: Recipe) -> Model:
-    size, tokenizer = recipe.strategy.size, recipe.strategy.new_tokenizer
+    size, tokenizer, task = recipe.strategy.size, recipe.strategy.new_tokenizer, TASKS[recipe.task]
+    if task.rows.kind is not None:
+        return _of_files(recipe, task)
     if size is None:
         return architecture.read(recipe.model.name_or_path)
     return architecture.by_hand(str(size), tokenizer.vocab_size if tokenizer else 32_000, recipe.data.max_length)
+
+
+def _of_files(recipe: Recipe, task: Task) -> Model:
+    """The model of a task whose examples are files. Raises UserError where it cannot be predicted."""
+    if not task.model.has_predicted_costs:
+        raise UserError(f"task: {task.name}: memory and time are not predicted: {task.model.costs_unknown}")
+    if recipe.strategy.needs_weights:
+        return architecture.read(recipe.model.name_or_path, task)
+    if (made := strategies.build(recipe.strategy).new_config(recipe)) is None:
+        raise UserError(f"strategy: {recipe.strategy.name}: the shapes of its model are unknown without torch")
+    family, settings = made
+    shapes = families.shapes_of(family, settings) or {}
+    config = {**transformers_source.config_keys(family), **settings, "model_type": family}
+    return architecture.from_config(f"a new {family}", config, shapes, 0, task=task)
 
 
 def shape_of_recipe(recipe: Recipe, survey: Survey, once: bool, on_cpu: bool, compute: int) -> Shape:

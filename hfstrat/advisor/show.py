@@ -127,7 +127,7 @@ def factors_line(name: str) -> str:
 
 def data_given(situation: Situation, scored: Scored) -> str:
     data, candidate = situation.data, scored.candidate
-    if not candidate.strategy.needs_weights:
+    if not candidate.strategy.needs_weights and data.files is None:
         return f"{data.tokens / max(1, candidate.model.parameters):.2g} tokens per parameter and epoch"
     if data.labels:
         return f"{data.rows / len(data.labels):,.0f} examples per class"

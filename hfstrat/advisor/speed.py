@@ -112,6 +112,7 @@ def work(
         weights += 2.0 * prod(shape) * (name in description.names)
         adapters += 2.0 * description.rank * sum(shape) * (name in description.adapted)
     frozen, live = frozen + attention * lowest, live + attention * (depth - lowest)
+    frozen, live, weights = with_stem(model, description, frozen, live, weights)
     head = _head(model, description) * supervised
     trains_head = any(HEAD.search(name) or (model.tied and EMBEDDING.search(name)) for name in description.names)
     teacher = 2.0 * description.teacher
@@ -124,6 +125,14 @@ def work(
         if description.body_once or gain(frozen, cached.training, epochs) >= PAYS:
             return cached
     return full
+
+
+def with_stem(model: Model, description: Description, frozen: float, live: float, weights: float) -> tuple[float, float, float]:
+    """The same operations with those of the layers before the blocks."""
+    stem = model.stem.operations
+    if not architecture.trains_stem(description):
+        return frozen + stem, live, weights
+    return frozen, live + stem, weights + stem
 
 
 def gain(once: float, rest: float, epochs: float) -> float:
@@ -226,8 +235,9 @@ def rate_of_report(report: Report) -> float | None:
     if isinstance(result, Failure) or data is None or recipe.objective.generates:  # its tokens include generated ones
         return None
     try:
-        model = architecture.read(recipe.model.name_or_path)
-        made = TASKS[recipe.task].model.shapes(model.shapes, model.config, 2)
+        task = TASKS[recipe.task]
+        model = architecture.read(recipe.model.name_or_path, task if task.rows.kind else None)
+        made = architecture.parameters_of(model, task, 2)
         if made is None:
             return None
         description = strategies.build(recipe.strategy).describe(*made)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hfstrat.advisor import architecture, decide, hardware, measure, measured_runs, recipes, show, speed
+from hfstrat.advisor import architecture, decide, files, hardware, measure, measured_runs, recipes, show, speed
 from hfstrat.advisor import data as training_data
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
@@ -18,11 +18,12 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_data
 from hfstrat.recipe.schema import STRATEGIES
 from hfstrat.strategies import defaults
-from hfstrat.tasks import TASKS
+from hfstrat.tasks import TASKS, Task
 
 GOALS = ("quality", "speed", "size")
 RUNS = "runs"  # where the bundled recipes write their runs
 MEASURING = 20.0  # seconds, unless --measure says otherwise
+SECTIONS = ("data.", "image.", "audio.")  # of a recipe, whose keys can be set
 CONTEXT, VOCABULARY = 2048, 32_000  # of a model given only by its size
 
 
@@ -52,8 +53,6 @@ class Request:
 
 def advise(request: Request, folder: Path | None, as_json: bool) -> None:
     """Print advice, and write recipes if a folder is given. Raises UserError."""
-    if request.data is not None or request.task is not None:
-        training_data.refuse_media(request.data or "(none)", request.task)
     situation = situation_of(request)
     names = strategies_of(request.strategies, situation.data.task)
     situation, remark = measured(situation, names, request.measure)
@@ -118,8 +117,9 @@ def situation_of(request: Request) -> Situation:
     sharing = hardware.read_sharing(request.accelerate_config, request.num_processes)
     parts = sharing.processes if device.is_cpu else 1  # processes on a CPU share its memory and its cores
     limit = hardware.parse_memory(request.memory) if request.memory else device.memory / parts
-    model = _model(request)
-    data = _data(request, model)
+    task = _task_of_files(request)
+    model = _model(request, task)
+    data = _data(request, model, task)
     past = Path(request.reports or RUNS).expanduser()
     if request.reports and not past.is_dir():
         raise UserError(f"--reports: {request.reports}: no such folder; give one that contains finished runs (report.json)")
@@ -134,34 +134,51 @@ def situation_of(request: Request) -> Situation:
     return Situation(model, data, device, limit, sharing, time, request.goal, rate, quantizes, runs=runs)
 
 
-def _model(request: Request) -> Model:
+def _task_of_files(request: Request) -> Task | None:
+    """The task of images or recordings; None for texts. Raises UserError."""
+    _check_overrides(request)
+    if request.data is None:
+        return None
+    section = load_data(request.data, request.overrides).recipe.data
+    return files.task_of(section, request.task)
+
+
+def _check_overrides(request: Request) -> None:
+    for override in request.overrides:
+        if not override.startswith(SECTIONS) or request.data is None:
+            raise UserError(
+                f"advise: {override}: only keys of the section data can be set here, together with --data, such as "
+                "'data.columns={review: text}'; for images also image.image_size, for recordings audio.max_length"
+            )
+
+
+def _model(request: Request, task: Task | None) -> Model:
     if request.model is not None and request.parameters is not None:
         raise UserError("--parameters: --model already has a size; remove one of the two options")
     if request.model is not None:
         if request.vocab is not None:
             raise UserError("--vocab: --model already has a vocabulary; use --vocab only with --parameters")
-        return architecture.read(request.model)
+        return architecture.read(request.model, task)
     if request.parameters is None:
         raise UserError("--model: missing; give a model folder, a Hub id, or only a size: --parameters 1.1B")
+    if task is not None:
+        raise UserError(f"--parameters: sizes by hand are for models of text; give --model for task {task.name}")
     return architecture.by_hand(request.parameters, request.vocab or VOCABULARY, CONTEXT)
 
 
-def _data(request: Request, model: Model) -> Survey:
-    for override in request.overrides:
-        if not override.startswith("data.") or request.data is None:
-            raise UserError(
-                f"advise: {override}: only keys of the section data can be set here, together with --data, such as "
-                "'data.columns={review: text}'"
-            )
+def _data(request: Request, model: Model, task: Task | None) -> Survey:
     if request.data is not None:
         if request.rows is not None or request.tokens is not None:
             raise UserError("--rows and --tokens: --data already has rows; use them only without --data")
         if request.classes:
             raise UserError("--classes: --data already has labels; use --classes only with --rows and --tokens")
-        section = load_data(request.data, request.overrides).recipe.data
+        recipe = load_data(request.data, request.overrides, task and task.name).recipe
+        section = recipe.data
         check_not_streamed(section)
         if section.train[0].path != request.data:
             raise UserError("data.train: --data already sets it; remove one of the two")
+        if task is not None:
+            return training_data.survey_files(section, task, model, recipe)
         return training_data.survey(section, request.task, model.context, model.folder)
     if request.rows is None or request.tokens is None:
         raise UserError("--data: missing; give a file, a folder, or only numbers: --rows 10000 --tokens 2000000")

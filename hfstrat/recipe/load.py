@@ -84,13 +84,18 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = (), text: st
     return Loaded(_with_defaults(recipe, origins), path, origins)
 
 
-def load_data(source: str, overrides: Iterable[str]) -> Loaded:
+def load_data(source: str, overrides: Iterable[str], task: str | None = None) -> Loaded:
     """A recipe of which only the section `data` is meant: this source, and overrides that begin with `data.`.
+
+    Args:
+        task: of the data, where it is known: then all overrides are applied.
 
     Raises:
         UserError: every mistake in an override.
     """
     recipe = {"strategy": "full", "model": "-", "data": {"train": source}, "output_dir": "-"}
+    if task is not None:
+        return load_recipe("--data", list(overrides), json.dumps({"task": task, **recipe}))
     return load_recipe("--data", [each for each in overrides if each.startswith("data.")], json.dumps(recipe))
 
 

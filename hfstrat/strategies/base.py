@@ -96,6 +96,13 @@ class Strategy(ABC, Generic[S]):
         self.set_family(str(config.get("model_type", "")), TASKS[recipe.task].text.generates)
         return checks.pretrained_shapes(recipe, labels, self.model_of(recipe))
 
+    def new_config(self, recipe: Recipe) -> tuple[str, dict[str, Any]] | None:
+        """The family and the keys of the config of a model with random weights; None where it has none, or needs torch.
+
+        Raises UserError: no such family or size.
+        """
+        return None
+
     def set_family(self, family: str, generates: bool) -> None:
         """Note the model's family and whether it has an LM head, on which `describe` may depend; before `describe`."""
 

@@ -119,9 +119,9 @@ FACTOR_NAMES = Factors("model used", "data needed", "flexibility", "risks")
 FACTORS = {
     "scratch": Factors(
         "new: random weights from a config",
-        "a lot: about 20 tokens per parameter (arXiv 2203.15556)",
+        "a lot: of text about 20 tokens per parameter (arXiv 2203.15556)",
         "everything: architecture, size, tokenizer",
-        "with too little data it memorizes, or learns only word frequencies",
+        "with too little data it memorizes, or learns only how frequent words or classes are",
     ),
     "head": Factors(
         "pretrained, frozen; new head",

@@ -149,16 +149,18 @@ class Scratch(AllWeights[section.Scratch]):
         self.blueprint(recipe, self._vocabulary_size(recipe), None)
 
     def shapes(self, recipe: Recipe, labels: int = 2) -> tuple[Shapes, bool] | None:
-        words = self._vocabulary_size(recipe)
-        if words is None or self.section.model_class is not None:
-            return None
-        if (found := self.blueprint(recipe, words, None)) is None:
+        if self._vocabulary_size(recipe) is None or (found := self.new_config(recipe)) is None:
             return None
         family, settings = found
         shapes = families.shapes_of(family, settings)
         config = {**transformers_source.config_keys(family), **settings, "model_type": family}
         config["architectures"] = [] if family in families.BODIES else ["ForCausalLM"]
         return TASKS[recipe.task].model.shapes(shapes, config, labels) if shapes else None
+
+    def new_config(self, recipe: Recipe) -> tuple[str, dict[str, Any]] | None:
+        if self.section.model_class is not None:
+            return None
+        return self.blueprint(recipe, self._vocabulary_size(recipe), None)
 
     def _vocabulary_size(self, recipe: Recipe) -> int | None:
         """The number of tokens, where it is known before a tokenizer is loaded; None for models that read none."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.models.pooling import Pooling
+    from hfstrat.models.stack import Stack
     from hfstrat.pages.blocks import Section
     from hfstrat.recipe.data import Data, Source
     from hfstrat.recipe.schema import Model as ModelSection
@@ -65,6 +66,43 @@ class Pictures(NamedTuple):
 
     def of_mistake(self, place: int) -> str:
         return self.mistakes[place] if place < len(self.mistakes) else ""
+
+
+class Given(ABC):
+    """What a model is given of files, from its configs alone: what predictions need. No torch.
+
+    sections: of the recipe, such as `{"image": {"image_size": 98}}`, that give the model just this.
+    """
+
+    sections: dict[str, Any]
+
+    @abstractmethod
+    def header(self, ref: Any) -> Any:
+        """The size of a file (a `MediaRef`), as far as possible without decoding it. Raises Unreadable."""
+
+    @abstractmethod
+    def decode(self, ref: Any) -> None:
+        """Decode a file and bring it to the size of the model, as batches do. Raises Unreadable."""
+
+    @abstractmethod
+    def positions(self, header: Any) -> int:
+        """Positions of the blocks for a file."""
+
+    @abstractmethod
+    def lines(self, headers: list[Any]) -> list[str]:
+        """What the files are like, what the model is given of them, and what may be wrong with that, in words."""
+
+    def fitted(self, headers: list[Any]) -> Given:
+        """The same with settings proposed for these files, where the recipe has none."""
+        return self
+
+    @abstractmethod
+    def scratch(self, headers: list[Any], parameters: float) -> tuple[Given, str, dict[str, Any]]:
+        """A model with random weights for these files: what it is given, its family, and keys of its config.
+
+        Args:
+            parameters: about as many.
+        """
 
 
 class Rows(ABC):
@@ -130,6 +168,18 @@ class Rows(ABC):
     def digest(self, source: Source, data: Data, key: str) -> str:
         """A hash of what the rows of a local source are read from, where this task reads others than all tasks do; else ""."""
         return ""
+
+    def given(self, config: dict[str, Any], shapes: dict[str, Any], processor: dict[str, Any], recipe: Recipe) -> Given:
+        """What a model is given of files, for predictions; where examples are files.
+
+        Args:
+            config, shapes: of the model.
+            processor: the config of its image processor or feature extractor, empty where it has none.
+
+        Raises:
+            UserError: settings that do not fit the model.
+        """
+        raise NotImplementedError
 
     def files(self, targets: Iterable[str]) -> list[Any]:
         """The files to predict of, from paths of files and folders, where examples are files; else none. Raises UserError."""
@@ -275,6 +325,7 @@ class Model(ABC):
     reads_tokens: bool = True  # whether inputs are token ids of a vocabulary
     sees_images: bool = False  # whether inputs have pixels
     has_predicted_costs: bool = True  # whether `advise` and `tune` predict its memory and time
+    costs_unknown: str = ""  # why not, as a sentence
     auto_class: str  # of transformers
     architecture: str | tuple[str, ...]  # the ends of the names of this task's model classes
     random_family: str = "llama"  # of a model with random weights, unless the recipe names one
@@ -289,6 +340,18 @@ class Model(ABC):
     @abstractmethod
     def check_config(self, name: str, config: Any) -> None:
         """The same with a loaded config. Raises UserError."""
+
+    def stack(self, name: str, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> Stack:
+        """The model as a stack of blocks over positions, for predictions; of models that read files.
+
+        Args:
+            shapes: of the checkpoint.
+            labels: outputs of the head.
+
+        Raises:
+            UserError: a model whose memory and time cannot be derived from its shapes.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def shapes(

@@ -96,7 +96,6 @@ class MediaModel(Classifier):
 
     peft_type = None  # PEFT has no type for it: its general class passes any inputs on
     reads_tokens = False
-    has_predicted_costs = False
     expected: str  # models of the task, in words
     what: str  # that transformers lacks for others
 

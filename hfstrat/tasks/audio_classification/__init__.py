@@ -40,6 +40,11 @@ class AudioRows(MediaRows):
     def reader(self) -> Callable[..., Any]:
         return AudioFormat.detect
 
+    def given(self, config: dict[str, Any], shapes: dict[str, Any], processor: dict[str, Any], recipe: Recipe) -> Any:
+        from hfstrat.tasks.audio_classification.given import given
+
+        return given(config, shapes, processor, recipe)
+
     def load_processor(self, recipe: Recipe, family: str = "") -> Any:
         from hfstrat.tasks.audio_classification.processor import load
 
@@ -90,6 +95,11 @@ class AudioModel(MediaModel):
     auto_class = "AutoModelForAudioClassification"
     architecture = ("ForAudioClassification", "ForSequenceClassification")
     what, expected = "audio classification", "wav2vec2, HuBERT, WavLM, Whisper or AST"
+
+    def stack(self, name: str, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> Any:
+        from hfstrat.tasks.audio_classification.given import stack
+
+        return stack(name, shapes, config, labels)
 
     def fits(self, config: dict[str, Any]) -> bool:
         from hfstrat.models.transformers_source import families_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,10 @@ import numpy as np
 from hfstrat.data.audio_batches import AudioProcessor
 from hfstrat.errors import UserError, first_line
 from hfstrat.models.load import read_json, source_of
+from hfstrat.tasks.audio_classification.lengths import FAMILY, HOP, SECONDS, WINDOW, frames_of, strides, tokens_of
 
 if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
-
-FAMILY = "audio-spectrogram-transformer"  # of a model with random weights, where none is named
-SECONDS = 30.0  # of recordings whose feature extractor has no limit
-STRIDE = 320  # samples for each token of a model without convolutions in its config: 20 ms, as of wav2vec2
-HOP, WINDOW = 160, 400  # samples of the frames of a spectrogram
 
 
 def load(recipe: Recipe, family: str = "") -> AudioProcessor:
@@ -116,11 +111,6 @@ def set_length(extractor: Any, seconds: float) -> None:
         extractor.max_length = frames_of(seconds)
 
 
-def frames_of(seconds: float) -> int:
-    """Frames of a spectrogram of this length, 100 for each second."""
-    return max(1, round(seconds * 100))
-
-
 def length_of(extractor: Any, rate: int) -> float:
     """The seconds of a recording in inputs of one length."""
     if hasattr(extractor, "n_samples"):
@@ -133,21 +123,6 @@ def length_of(extractor: Any, rate: int) -> float:
 def frames_given(extractor: Any) -> int:
     """Frames of the spectrogram in inputs of one length."""
     return int(getattr(extractor, "nb_max_frames", 0) or getattr(extractor, "max_length", 0) or 0)
-
-
-def tokens_of(config: dict[str, Any], shape: tuple[int, ...], seconds: float) -> int:
-    """Tokens of inputs of one length: AST's patches, and Whisper's pairs of frames."""
-    if config.get("model_type", FAMILY) == FAMILY and len(shape) == 2:
-        patch, high = config.get("patch_size", 16), shape[1]
-        sides = ((high, config.get("frequency_stride", 10)), (shape[0], config.get("time_stride", 10)))
-        return max(1, prod((side - patch) // stride + 1 for side, stride in sides))
-    return max(1, round(50 * seconds))
-
-
-def strides(config: dict[str, Any]) -> int:
-    """Samples for each token."""
-    steps = config.get("conv_stride")
-    return prod(steps) if isinstance(steps, list | tuple) and steps else STRIDE
 
 
 def fewest(config: dict[str, Any], extractor: Any) -> int:

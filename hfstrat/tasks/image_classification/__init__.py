@@ -35,6 +35,11 @@ class ImageRows(MediaRows):
     def reader(self) -> Callable[..., Any]:
         return ImageFormat.detect
 
+    def given(self, config: dict[str, Any], shapes: dict[str, Any], processor: dict[str, Any], recipe: Recipe) -> Any:
+        from hfstrat.tasks.image_classification.given import given
+
+        return given(config, shapes, processor, recipe)
+
     def load_processor(self, recipe: Recipe, family: str = "") -> Any:
         from hfstrat.tasks.image_classification.processor import load
 
@@ -95,6 +100,11 @@ class ImageModel(MediaModel):
     auto_class = "AutoModelForImageClassification"
     architecture = "ForImageClassification"
     what, expected = "image classification", "ViT, DINOv2, Swin, ConvNeXt or ResNet"
+
+    def stack(self, name: str, shapes: dict[str, Any], config: dict[str, Any], labels: int) -> Any:
+        from hfstrat.tasks.image_classification.given import stack
+
+        return stack(name, shapes, config, labels)
 
     def adapt(self, base: Base, tokenizer: Any) -> None:
         """Give the model position embeddings for the size of the images."""

@@ -89,6 +89,8 @@ class Detector(ImageModel):
 
     random_family = "rt_detr_v2"
     auto_class = "AutoModelForObjectDetection"
+    has_predicted_costs = False
+    costs_unknown = "a detector consists of parts of different widths, whose cost depends on the sizes of the images"
     architecture = "ForObjectDetection"
     config_keys = ("id2label", "label2id")
 
