@@ -28,6 +28,7 @@ from hfstrat.tasks.media import PROCESSOR, MediaRows
 
 MOST_READ = 50_000  # rows whose labels are read; of more files every second, third ... one
 KEPT, KEPT_OF_TABLES = 600, 200  # files of the sample; those of tables are in memory
+LEAST_KEPT = 80  # of them that are measured, however long they take to decode
 HEADERS = 300  # of which the header is read
 DECODED, DECODE_SECONDS = 9, 0.5
 FEW = 10  # examples of a class, below which it is named
@@ -60,11 +61,16 @@ class Files:
         """Positions of the files of the sample."""
         return np.asarray([self.given.positions(header) for header in self.headers], dtype=np.int64)
 
-    def write_sample(self, folder: Path) -> Path:
-        """Write the files of the sample, as they are, into a folder with metadata.jsonl, for training on them alone."""
+    def write_sample(self, folder: Path, seconds: float) -> Path:
+        """Write files of the sample, as they are, into a folder with metadata.jsonl, for training on them alone.
+
+        Args:
+            seconds: that decoding all of them may take.
+        """
+        most = max(LEAST_KEPT, int(seconds / max(1e-9, self.reading)))
         folder.mkdir(parents=True)
         with (folder / "metadata.jsonl").open("w", encoding="utf-8") as rows:
-            for number, (ref, labels) in enumerate(self.sample):
+            for number, (ref, labels) in enumerate(self.sample[:most]):
                 name = f"{number:05}{PurePosixPath(ref.member or ref.path).suffix.lower() or '.bin'}"
                 try:
                     (folder / name).write_bytes(ref.read())
@@ -159,6 +165,7 @@ def _read_rows(source: MediaSource, found: Files, stats: Statistics) -> None:
             found.sample[place] = (example.file, example.labels)
     if not count:
         raise UserError(f"{source.source.path}: it has no rows; expected at least one")
+    found.sample = [found.sample[place] for place in draw.permutation(len(found.sample))]
     beyond = sum(1 for _ in stream)
     found.rows = total if step > 1 else count + beyond
     if found.rows > count:

@@ -29,6 +29,7 @@ PROBED = 600  # examples
 TEXTS = 48
 CHILD = ["-m", "hfstrat.advisor.child"]
 LARGEST = 2e9  # parameters of a model that is measured on a CPU
+DECODE_SHARE = 0.1  # of the time, for decoding the files that are measured
 MOST_FIXED = 0.95  # of the seconds of a step
 NO_STEPS = 10_000  # an interval that is never reached
 
@@ -55,7 +56,9 @@ def measure(situation: Situation, names: Sequence[str], seconds: float) -> Measu
         raise UserError(f"--measure: {reason}; remove the option")
     fitted = {name: found for name in names if (found := _fitted(name, situation)) is not None}
     with tempfile.TemporaryDirectory(prefix="hfstrat-sample-") as folder:
-        sample = None if situation.data.files is None else situation.data.files.write_sample(Path(folder) / "sample")
+        files, sample = situation.data.files, None
+        if files is not None:
+            sample = files.write_sample(Path(folder) / "sample", DECODE_SHARE * seconds)
         raw = _run_child(_request(situation, fitted, sample), seconds)
     steps = {
         name: step

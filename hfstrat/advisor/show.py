@@ -18,6 +18,7 @@ from hfstrat.strategies import defaults
 WIDTH = 160  # of output that is not a terminal
 NARROWEST = 18  # characters of a column that holds a sentence
 ROUGH = 0.5  # a relative error from which on it is reported as a factor
+INTERVALS = "an interval holds the result in 80% of cases"
 KINDS: dict[Kind, str] = {"fits with more": "fits only with"}  # in words where they differ
 DATA = (
     "source",
@@ -173,8 +174,15 @@ def ties(advice: Advice) -> list[str]:
     first, *others = advice.ranked
     if first.expected.value is None:
         return ["no quality is predicted, so the order is that of memory and time, with random weights last"]
+    unknown = [each.name for each in others if each.expected.value is None]
+    if others and len(unknown) == len(others):
+        return [
+            f"{first.name} is first because its quality is known; that of {', '.join(unknown)} is not, and may be higher: "
+            "measure them (hfstrat compare)",
+            INTERVALS,
+        ]
     alike = [each.name for each in others if expected.tied(first.expected, each.expected)]
-    words = "an interval holds the result in 80% of cases; best: within a point of accuracy, or 2% of the loss, of the best"
+    words = f"{INTERVALS}; best: within a point of accuracy, or 2% of the loss, of the best"
     return ([f"{first.name} and {', '.join(alike)} are not told apart: measure them (hfstrat compare)"] if alike else []) + [
         words
     ]

@@ -172,7 +172,7 @@ def _data(request: Request, model: Model, task: Task | None) -> Survey:
             raise UserError("--rows and --tokens: --data already has rows; use them only without --data")
         if request.classes:
             raise UserError("--classes: --data already has labels; use --classes only with --rows and --tokens")
-        recipe = load_data(request.data, request.overrides, task and task.name).recipe
+        recipe = load_data(request.data, request.overrides, task.name if task is not None else None).recipe
         section = recipe.data
         check_not_streamed(section)
         if section.train[0].path != request.data:
@@ -182,5 +182,5 @@ def _data(request: Request, model: Model, task: Task | None) -> Survey:
         return training_data.survey(section, request.task, model.context, model.folder)
     if request.rows is None or request.tokens is None:
         raise UserError("--data: missing; give a file, a folder, or only numbers: --rows 10000 --tokens 2000000")
-    task = request.task or ("text-classification" if request.classes else "causal-lm")
-    return training_data.by_hand(request.rows, request.tokens, task, request.classes, model.context)
+    name = request.task or ("text-classification" if request.classes else "causal-lm")
+    return training_data.by_hand(request.rows, request.tokens, name, request.classes, model.context)

@@ -55,9 +55,9 @@ def adviser(options: Options) -> Advise:
 def measured_ranks(options: Options, names: list[str], seconds: float) -> tuple[dict[str, float], list[str]]:
     """The places of strategies after measuring the probe and real steps, and lines about what was measured."""
     try:
-        situation = advise.situation_of(
-            advise.Request(model=options.model, data=options.data, task=options.task, time=f"{options.time:.0f}s")
-        )
+        own = tuple(each for each in options.overrides if each.startswith(advise.SECTIONS))
+        request = advise.Request(model=options.model, data=options.data, task=options.task, overrides=own)
+        situation = advise.situation_of(replace(request, time=f"{options.time:.0f}s"))
         if measure.obstacle(situation) is not None:
             return {}, []
         found = measure.measure(situation, names, seconds)

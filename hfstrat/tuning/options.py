@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from hfstrat.data import readers, sources
@@ -14,8 +15,11 @@ from hfstrat.engine.entries import Budget, Entry, Lineup, Request
 from hfstrat.errors import UserError
 from hfstrat.objectives import task_of
 from hfstrat.recipe import format
+from hfstrat.recipe.data import Data
 from hfstrat.recipe.load import Loaded
 from hfstrat.recipe.section import seconds
+from hfstrat.tasks import Task
+from hfstrat.tasks.media import MediaRows
 from hfstrat.tuning import space
 from hfstrat.tuning.store import LOCK
 
@@ -174,8 +178,8 @@ def check(options: Options) -> Setting:
     lineup = entries.line_up(request)
     if not (task := task_of(lineup.entries[0].loaded.recipe)).model.has_predicted_costs:
         raise UserError(
-            f"tune: for task: {task.name} it cannot predict times, so it would not keep its deadline; `hfstrat compare` with "
-            "--budget trains recipes side by side"
+            f"tune: for task: {task.name} it cannot predict times, so it would not keep its deadline: "
+            f"{task.model.costs_unknown}; `hfstrat compare` with --budget trains recipes side by side"
         )
     others = options.eval_data or evaluation_data(lineup.entries[0])
     for entry in lineup.entries:
@@ -186,7 +190,7 @@ def check(options: Options) -> Setting:
             )
     space.check(options.search, lineup.entries)
     in_bytes = len({entry.loaded.recipe.strategy.new_tokenizer is not None for entry in lineup.entries}) > 1
-    rows = count_rows(others) if others is not None else 0
+    rows = count_rows(others, task) if others is not None else 0
     return Setting(options, lineup, others, rows, in_bytes and task_of(lineup.entries[0].loaded.recipe).metrics.of_tokens)
 
 
@@ -201,12 +205,15 @@ def evaluation_data(entry: Entry) -> str | None:
     return data.eval[0].path if data.eval else None
 
 
-def count_rows(source: str) -> int:
+def count_rows(source: str, task: Task) -> int:
     """The number of rows of local data, up to MOST_COUNTED, for planning the time; an assumed one for a Hub dataset.
 
     Raises:
         UserError: data that cannot be read.
     """
+    if isinstance(task.rows, MediaRows) and sources.is_local(source):
+        data = Data.model_validate({"train": source})
+        return sum(1 for _ in islice(task.rows.opens.open(data.train[0], data, "data.eval").rows(), MOST_COUNTED))
     files = sources.local_files(source, "--eval-data", ("test", "validation", "train"))
     if files is None:
         return ASSUMED_ROWS

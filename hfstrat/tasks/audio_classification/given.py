@@ -110,8 +110,8 @@ class GivenSound(Given):
         of = "of" if self.is_fixed else "of up to"
         longest = max(map(self.positions, headers))
         found = [
-            f"{low:.2f} to {high:.2f} s, median {middle:.2f} s, at {shown} Hz; the model is given inputs {of} {self.seconds:g} s "
-            f"at {self.rate:,} Hz: {'' if self.is_fixed else 'up to '}{longest:,} positions"
+            f"{low:.2f} to {high:.2f} s, median {middle:.2f} s, at {shown} Hz; the model is given inputs {of} "
+            f"{self.seconds:g} s at {self.rate:,} Hz: {'' if self.is_fixed else 'up to '}{longest:,} positions"
         ]
         cut = 1 - float(np.minimum(seconds, self.seconds).sum() / seconds.sum())
         if cut > 0:

@@ -91,8 +91,8 @@ class GivenImages(Given):
         if not self.is_set and smaller < min(self.height, self.width):
             share = self.each / GivenImages(smaller, smaller, self.patch, self.extra, {}).each
             found.append(
-                f"the images are small: image.image_size={smaller} has {share:.2g} times fewer positions, and takes about as much "
-                "less time; how accuracy changes has to be measured"
+                f"the images are small: image.image_size={smaller} has {share:.2g} times fewer positions, and takes about as "
+                "much less time; how accuracy changes has to be measured"
             )
         return found
 
@@ -131,7 +131,7 @@ def size_of(processor: dict[str, Any], config: dict[str, Any]) -> tuple[int, int
     size = processor.get("crop_size") if crops else processor.get("size")
     size = size or config.get("image_size") or SIDE
     if isinstance(size, dict):
-        side = size.get("shortest_edge") or size.get("longest_edge") or SIDE
+        side = int(size.get("shortest_edge") or size.get("longest_edge") or SIDE)
         return int(size.get("height", side)), int(size.get("width", side))
     if isinstance(size, list | tuple):
         return int(size[0]), int(size[-1])
@@ -148,8 +148,8 @@ def stack(name: str, shapes: Shapes, config: dict[str, Any], labels: int) -> Sta
     full, family = {**config, **(config.get("vision_config") or {})}, str(config.get("model_type"))
     if is_staged(full):
         raise UserError(
-            f"--model: {name}: {family} has stages of different widths and resolutions, so that its memory and time do not follow "
-            "from its shapes; measure them: hfstrat compare --model MODEL --data DATA --budget 5min"
+            f"--model: {name}: {family} has stages of different widths and resolutions, so that its memory and time do not "
+            "follow from its shapes; measure them: hfstrat compare --model MODEL --data DATA --budget 5min"
         )
     tower = next((tower for tower in TOWERS if any(name.startswith(tower) for name in shapes)), "")
     body = {name: shape for name, shape in shapes.items() if name.startswith(tower) and not CLASS_HEAD.search(name)}
