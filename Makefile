@@ -175,6 +175,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.audio
+	$(BIN)/python -m benchmarks.media_prediction
 	$(BIN)/python -m benchmarks.detection
 
 clean:

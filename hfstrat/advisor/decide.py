@@ -134,7 +134,7 @@ class Fitted:
     @property
     def peak(self) -> float:
         """Peak memory of the process as in `report.json`: on a CPU it includes the imports."""
-        return self.prediction.total + import_bytes(self.shape.on_cpu)
+        return self.prediction.total + import_bytes(self.shape.on_cpu, self.shape.reads_words)
 
     @property
     def fits_here(self) -> bool:
@@ -223,7 +223,7 @@ def fit(candidate: Candidate, situation: Situation) -> Fitted:
     """Step 2: the first settings that fit into memory, from the fastest to the most economical."""
     situation = situation.given_to(candidate)
     device, sharing = situation.device, situation.sharing
-    room = HEADROOM * situation.limit - import_bytes(device.is_cpu)
+    room = HEADROOM * situation.limit - import_bytes(device.is_cpu, situation.data.files is None)
     tried = [
         (memory.predict(candidate.model, candidate.description, shape, sharing), shape, words)
         for shape, words in _shapes(candidate, situation)

@@ -66,9 +66,13 @@ def constants() -> dict[str, Any]:
     return found
 
 
-def import_bytes(on_cpu: bool) -> float:
-    """Memory of the imported libraries, which counts toward the peak of a process on a CPU."""
-    return float(constants()["cpu"]["imports"]) if on_cpu else 0.0
+def import_bytes(on_cpu: bool, reads_words: bool = True) -> float:
+    """Memory of the imported libraries, which counts toward the peak of a process on a CPU.
+
+    Args:
+        reads_words: whether examples are texts, for whose baselines more is imported.
+    """
+    return float(constants()["cpu"]["imports" if reads_words else "imports_of_files"]) if on_cpu else 0.0
 
 
 def memory_band() -> Band | None:

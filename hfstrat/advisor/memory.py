@@ -179,7 +179,7 @@ class Phases:
             "caches": self.caches(),
             "framework": self.k["framework"],
             "compiled kernels": self.kernels(),
-            "baselines": self.k["baselines"] if self.s.classifies else 0.0,
+            "baselines": self.k["baselines"] if self.s.classifies and self.s.reads_words else 0.0,
         }
 
     def kernels(self) -> float:

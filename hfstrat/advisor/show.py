@@ -73,7 +73,7 @@ def header(situation: Situation) -> list[str]:
     if rate.band and rate.band >= ROUGH:
         band = f"times are rough: off by a factor of up to {1 + rate.band:.2g} in validation"
     lines.append(f"speed     {rate.value / 1e9:,.0f} GFLOP/s, from {rate.source}; {band}")
-    checked, imports = memory_band(), format.memory(import_bytes(True))
+    checked, imports = memory_band(), format.memory(import_bytes(True, situation.data.files is None))
     validation = "predictions are not validated on this device"
     if checked is not None and device.is_cpu:
         validation = f"predictions (without the {imports} of the imported libraries) were {checked.words()}"

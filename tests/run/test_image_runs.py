@@ -331,18 +331,13 @@ def test_class_weights_change_the_training_loss_only(
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
-def test_commands_for_text_are_refused(
-    adapter: tuple[Path, dict[str, Any]], model_of: Callable[..., Path], images: Path
-) -> None:
+def test_commands_for_text_are_refused(adapter: tuple[Path, dict[str, Any]]) -> None:
     from hfstrat.cli import inference
-    from hfstrat.cli.advise import Request, advise
 
     with pytest.raises(UserError, match="this is a classifier of images; give --image PATH"):
         inference.predict(str(adapter[0]), ["a text"], None, None)
     with pytest.raises(UserError, match="no such file or folder"):
         inference.predict(str(adapter[0]), [], None, None, media={"image": ["nowhere.png"]})
-    with pytest.raises(UserError, match="advise predicts memory, time and quality of models of text, not of images"):
-        advise(Request(model=str(model_of()), data=str(images)), None, False)
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [

@@ -24,7 +24,7 @@ KEPT = 0.995  # share of the sound within a proposed length
 BANDS, FRAMES = 128, 1024  # of AST
 SHORTEST = 0.5  # seconds of a model from scratch
 EXTRA = 2  # positions of AST beside the patches: the class and distillation tokens
-PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "embeddings.", "layers.", "layernorm.", "masked_spec_embed")
+PARTS = ("feature_extractor.", "feature_projection.", "encoder.", "embeddings.", "layers.", "layernorm.")
 # of a checkpoint: the body of a classifier, also with one more name before it
 PREFIXES = (
     "wav2vec2.",
