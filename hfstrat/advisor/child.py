@@ -175,6 +175,7 @@ def probe(loaded: Loaded, rows: int, until: float = math.inf) -> dict[str, Any]:
     """
     import torch
 
+    from hfstrat.models.load import cast_weights
     from hfstrat.strategies.head.pooled import candidate_layers
 
     recipe = loaded.recipe
@@ -182,6 +183,7 @@ def probe(loaded: Loaded, rows: int, until: float = math.inf) -> dict[str, Any]:
     data: Any
     tokenizer, data = strategy.read(recipe)
     base = strategy.load(recipe, tokenizer, data)
+    cast_weights(base.model, base.compute_dtype)  # the precision of frozen weights in every strategy
     collate = task.rows.collator(base, data, tokenizer, 16)
     body, most = probed_body(base, data, collate), rows
     if task.model.reads_tokens:
