@@ -416,8 +416,8 @@ def caveats(situation: Situation) -> list[str]:
         found.append("memory on a GPU is predicted with the same terms, but its constants are not validated")
     elif model.reads_files:
         found.append(
-            f"memory and time were validated on models of text, not on {model.family}, whose layers before the blocks are "
-            "counted by their shapes"
+            f"times were validated on models of text, not on {model.family}, whose layers before the blocks are counted by "
+            "their shapes"
         )
     elif model.family not in VALIDATED:
         found.append(f"memory was validated on {' and '.join(VALIDATED)} models, not on {model.family or 'this family'}")

@@ -88,7 +88,7 @@ def _fitted(name: str, situation: Situation) -> Fitted | None:
 
 def _operations(fitted: Fitted, situation: Situation) -> float:
     """Operations per token of the measured steps."""
-    candidate, data = fitted.candidate, situation.data
+    candidate, data = fitted.candidate, situation.given_to(fitted.candidate).data
     description = candidate.description._replace(body_once=False, keeps_prefix=False)
     recompute = fitted.shape.recompute
     return speed.work(candidate.model, description, data.mean_length, data.supervised_share, recompute).training

@@ -202,7 +202,7 @@ def predict_one(recipe: Recipe, rate: Rate, device: Device | None = None) -> tup
     timed = estimate(recipe, fitted, situation)
     quality = expected.expect([decide.plan_of(timed, survey, recipe.training.global_batch_size)], situation.known)[0]
     predicted: Prediction = {"memory_bytes": fitted.peak, "seconds": timed.seconds}
-    if (band := hardware.memory_band()) is not None and device.is_cpu:
+    if (band := hardware.memory_band(survey.files is None)) is not None and device.is_cpu:
         reach = band.worst * fitted.prediction.total
         predicted["memory_band"] = (fitted.peak - reach, fitted.peak + reach)
     if timed.band is not None:

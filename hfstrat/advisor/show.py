@@ -73,7 +73,8 @@ def header(situation: Situation) -> list[str]:
     if rate.band and rate.band >= ROUGH:
         band = f"times are rough: off by a factor of up to {1 + rate.band:.2g} in validation"
     lines.append(f"speed     {rate.value / 1e9:,.0f} GFLOP/s, from {rate.source}; {band}")
-    checked, imports = memory_band(), format.memory(import_bytes(True, situation.data.files is None))
+    words = situation.data.files is None
+    checked, imports = memory_band(words), format.memory(import_bytes(True, words))
     validation = "predictions are not validated on this device"
     if checked is not None and device.is_cpu:
         validation = f"predictions (without the {imports} of the imported libraries) were {checked.words()}"
@@ -190,7 +191,7 @@ def ties(advice: Advice) -> list[str]:
 
 def as_json(situation: Situation, advice: Advice) -> dict[str, Any]:
     """Everything, in bytes and seconds."""
-    band, model, data, measured = memory_band(), situation.model, situation.data, situation.measured
+    band, model, data, measured = memory_band(situation.data.files is None), situation.model, situation.data, situation.measured
     return {
         "model": {"name": model.name, "family": model.family, "parameters": model.parameters, "by_hand": model.by_hand},
         "data": {name: getattr(data, name) for name in DATA},

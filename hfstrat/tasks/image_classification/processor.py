@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from hfstrat.data.image_batches import ImageProcessor, resize
 from hfstrat.errors import UserError, first_line
 from hfstrat.models.load import read_json, source_of
+from hfstrat.tasks.image_classification.given import PATCH
 
 if TYPE_CHECKING:
     from hfstrat.recipe.schema import Recipe
 
-PATCH = 16  # pixels, where a config has none: about what a convolution network makes of 16 x 16 pixels
 FAMILY = "vit"  # of a model with random weights, where none is named
 
 
@@ -75,9 +75,9 @@ def of_family(family: str, config: dict[str, Any]) -> Any:
 
 
 def patch_of(config: dict[str, Any]) -> int:
-    """Pixels of a side of the patches by which the cost of an image is counted."""
+    """Pixels of a side of the patches by which the cost of an image is counted; stages merge the first ones."""
     patch = config.get("patch_size")
-    return patch if isinstance(patch, int) and patch >= 8 else PATCH
+    return patch if isinstance(patch, int) and patch > 0 and (patch >= 8 or "depths" not in config) else PATCH
 
 
 def check_patches(processor: ImageProcessor, config: dict[str, Any]) -> None:
