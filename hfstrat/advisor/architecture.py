@@ -156,7 +156,8 @@ def from_config(
     for size in ("width", "layers", "vocabulary"):
         if number[size] < 1:
             key = CONFIG_KEYS[size][0]
-            raise UserError(f"--model: {name}: config.json has no {key}, which is needed to predict memory")
+            what = "" if size != "vocabulary" else "; a model of images or recordings needs --data with such files"
+            raise UserError(f"--model: {name}: config.json has no {key}, which is needed to predict memory{what}")
     width, family = number["width"], str(full.get("model_type", ""))
     heads = max(1, number["heads"])  # a state-space model has none
     if not shapes:

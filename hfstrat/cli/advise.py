@@ -138,6 +138,9 @@ def _task_of_files(request: Request) -> Task | None:
     """The task of images or recordings; None for texts. Raises UserError."""
     _check_overrides(request)
     if request.data is None:
+        wanted = TASKS.get(request.task or "")
+        if wanted is not None and (wanted.rows.kind or wanted.model.sees_images):
+            raise UserError(f"--task: {wanted.name}: sizes by hand are for texts; give --data")
         return None
     section = load_data(request.data, request.overrides).recipe.data
     return files.task_of(section, request.task)

@@ -55,7 +55,7 @@ class GivenImages(Given):
         return max(1, (self.height // self.patch) * (self.width // self.patch)) + self.extra
 
     def header(self, ref: Any) -> Header:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(io.BytesIO(ref.read()) if ref.member or ref.data is not None else ref.path) as image:
@@ -63,6 +63,8 @@ class GivenImages(Given):
                 return Header(*image.size)
         except Unreadable:
             raise
+        except UnidentifiedImageError:
+            raise Unreadable("not an image of a format that Pillow reads") from None
         except MemoryError:
             raise
         except Exception as error:  # the decoders of the formats fail in any way
