@@ -101,9 +101,12 @@ def of_report(report: Report, path: Path) -> Run | None:
     if isinstance(result, Failure) or data is None:
         return None
     try:
-        is_text = TASKS[recipe.task].text.generates
+        task = TASKS[recipe.task]
     except (UserError, KeyError):
         return None
+    if not task.model.reads_tokens or task.model.sees_images:  # the table is of texts
+        return None
+    is_text = task.text.generates
     labels = data.labels
     if not is_text and (labels is None or labels.problem_type != SINGLE):
         return None

@@ -340,6 +340,14 @@ def test_commands_for_text_are_refused(adapter: tuple[Path, dict[str, Any]]) -> 
         inference.predict(str(adapter[0]), [], None, None, media={"image": ["nowhere.png"]})
 
 
+def test_runs_on_images_are_not_among_those_that_predict_texts(adapter: tuple[Path, dict[str, Any]]) -> None:
+    from hfstrat.advisor import measured_runs
+    from hfstrat.tasks import report as reports
+
+    assert len(list(reports.find(adapter[0]))) == 1
+    assert measured_runs.of_reports(adapter[0]) == []
+
+
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("data.max_length", {"data": {"max_length": 64}}, "data.max_length: it is for texts"),
     ("data.template", {"data": {"template": "plain"}}, "data.template: it is for texts"),
