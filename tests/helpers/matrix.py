@@ -2,8 +2,8 @@
 
 A run of two steps trains, restores its best checkpoint, saves, and is loaded again by plain transformers, PEFT or
 sentence-transformers with the logits of the trained model. An adapter is merged; a classifier predicts for a batch what it
-predicts for single texts. Where `resumed_of` names the strategy, the folder is put back to what a run killed after step 1 leaves
-behind, and the same recipe resumes: weights and optimizer are those of the uninterrupted run, bit for bit.
+predicts for single texts. Where `resumed_of` names the strategy, the folder is put back to what a run killed after step 1
+leaves behind, and the same recipe resumes: weights and optimizer are those of the uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations
