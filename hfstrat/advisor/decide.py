@@ -414,12 +414,12 @@ def caveats(situation: Situation) -> list[str]:
     found, model = [], situation.model
     if not situation.device.is_cpu:
         found.append("memory on a GPU is predicted with the same terms, but its constants are not validated")
-    elif model.reads_files:
+    if model.reads_files:
         found.append(
             f"times were validated on models of text, not on {model.family}, whose layers before the blocks are counted by "
             "their shapes"
         )
-    elif model.family not in VALIDATED:
+    elif situation.device.is_cpu and model.family not in VALIDATED:
         found.append(f"memory was validated on {' and '.join(VALIDATED)} models, not on {model.family or 'this family'}")
     if situation.sharing.processes > 1:
         found.append(f"memory under {situation.sharing.kind} follows its documentation and is not validated")

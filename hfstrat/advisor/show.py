@@ -33,6 +33,8 @@ DATA = (
     "labels",
     "targets",
     "estimated",
+    "sections",
+    "reading",
 )
 
 

@@ -203,7 +203,10 @@ def tune(
 def advise(
     overrides: Annotated[
         list[str] | None,
-        Argument(metavar="[data.KEY=VALUE]...", help="How --data is read, e.g. 'data.columns={review: text}'"),
+        Argument(
+            metavar="[KEY=VALUE]...",
+            help="How --data is read, e.g. 'data.columns={review: text}'; also image.image_size, audio.max_length",
+        ),
     ] = None,
     model: Annotated[str | None, Option(metavar="MODEL", help="Model folder or Hub id")] = None,
     data: Annotated[str | None, Option(metavar="DATA", help="File or folder with training data")] = None,

@@ -211,6 +211,13 @@ def test_a_survey_reads_the_labels_of_all_files_and_decodes_a_few(
     assert any("from 18 of 70" in words for words in partly.estimated)
 
 
+def test_rows_of_evaluation_files_are_counted(data: Callable[[str], Path]) -> None:
+    from hfstrat.tuning.options import count_rows
+
+    assert count_rows(str(data(IMAGES)), TASKS[IMAGES]) == 36
+    assert count_rows(str(data(SOUNDS)), TASKS[SOUNDS]) == 24
+
+
 def test_whisper_is_given_as_much_as_the_recordings_have(model_of: Callable[..., Path], data: Callable[[str], Path]) -> None:
     _, found = surveyed(SOUNDS, model_of(SOUNDS, "whisper"), data(SOUNDS))
     assert found.sections == {"audio": {"max_length": 1.0}}, "of 2 seconds; the recordings have less than half of one"
