@@ -128,7 +128,8 @@ def expect(plans: Sequence[Plan], known: Known) -> list[Expected]:
             if known.data.objective == "sft"
             else f"objective {known.data.objective}"
         )
-        unknown = Expected(basis=f"no runs of {kind} are known")
+        few = f"there are too few measured runs of {kind} to learn from"
+        unknown = Expected(basis=f"no runs of {kind} are known" if known.data.files is None else few)
         return [_of_probe(known) if plan.is_solved and known.curve else unknown for plan in plans]
     guesses = [_guess(plan, known, task) for plan in plans]
     given = [guess for guess in guesses if isinstance(guess, Guess)]

@@ -382,6 +382,7 @@ def test_the_advisor_imports_no_torch() -> None:
 
     code = (
         "import sys, json\nfrom hfstrat.cli import advise\n"
+        "from hfstrat.tasks.image_classification import given\nfrom hfstrat.tasks.audio_classification import given\n"
         "found = advise.situation_of(advise.Request(parameters='30M', rows=9, tokens=900, device='a100'))\n"
         "advise.decide.decide(found, ['lora', 'full'])\n"
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"

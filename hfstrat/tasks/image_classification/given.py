@@ -17,7 +17,7 @@ from hfstrat.tasks.base import Given
 
 SIDE = 224  # of most image processors
 PATCH = 16  # pixels, where a config has none: about what a convolution network makes of 16 x 16 pixels
-EXTRA = ("cls_token", "distillation_token", "register_tokens")  # ends of names: positions beside the patches
+EXTRA = ("cls_token", "class_embedding", "distillation_token", "register_tokens")  # ends of names: positions beside the patches
 FROM_SCRATCH = "vit"
 SMALLEST_SIDE, PATCHES = 32, (16, 14, 8, 4)  # of a model from scratch: its images, and sides of patches from coarse to fine
 LEAST_PATCHES = 8  # in a row
