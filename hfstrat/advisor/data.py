@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from hfstrat.advisor import files
-from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.files import Files
 from hfstrat.data import readers, sources
 from hfstrat.data.columns import filled
@@ -28,8 +26,7 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import key_of
-from hfstrat.recipe.schema import Recipe
-from hfstrat.tasks import TASKS, CausalLM, Task, task_of_rows
+from hfstrat.tasks import TASKS, CausalLM, task_of_rows
 
 MOST_READ = 50_000  # rows; beyond them their number is estimated from the size of the file
 SAMPLE = 2_000  # rows that are tokenized
@@ -202,33 +199,6 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
     return Survey(BY_HAND, task, rows, lengths, labels=labels, targets=targets, max_length=each, format="sizes given by hand")
 
 
-def survey_files(data: Data, task: Task, model: Model, recipe: Recipe) -> Survey:
-    """Statistics of images or recordings, those of the first source; lengths are in positions of the model.
-
-    Args:
-        recipe: with the sections that set their size.
-
-    Raises:
-        UserError: files that do not exist, cannot be read, or fit no model.
-    """
-    first = data.train[0]
-    if not sources.is_local(first.path):
-        raise UserError(f"--data: {first.path}: no such file; advise reads local files only")
-    processor = files.processor_of(model.folder, model.name)
-    given = task.rows.given(model.config, model.shapes, processor, recipe)
-    try:
-        found = files.look(data, task, given)
-        check_labels(found.rows, sort_labels(found.labels), found.many, first.path)
-    except UserError as error:
-        raise UserError(str(error) if key_of(str(error)) or str(error).startswith("--") else f"--data: {error}") from None
-    made = Survey(first.path, task.name, found.rows, found.lengths, labels=found.labels, many=found.many)
-    made.files, made.format, made.remarks = found, found.format, [*found.remarks, *similar_labels(found.labels)]
-    made.estimated, made.duplicates = found.estimated, None
-    made.max_length = int(made.lengths.max())
-    made.settings = data.model_dump(exclude_unset=True, exclude={"train"})
-    return made
-
-
 def survey(data: Data, task: str | None, context: int, folder: Path | None) -> Survey:
     """Statistics of local files, those of the first source.
 
@@ -242,12 +212,12 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
         UserError: files that do not exist, cannot be read, or fit no task.
     """
     first = data.train[0]
-    found_files = sources.local_files(first.path, "--data", sources.splits_of(first, data, "data.train")[1])
-    if found_files is None:
+    files = sources.local_files(first.path, "--data", sources.splits_of(first, data, "data.train")[1])
+    if files is None:
         raise UserError(
             f"--data: {first.path}: no such file; advise reads local files only (or give --rows and --tokens by hand)"
         )
-    source = sources.DataSource(first, data, found_files, None)
+    source = sources.DataSource(first, data, files, None)
     try:
         rows, estimate = _read(source)
         examples, found = _parse(source, task, rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hfstrat.advisor import candidates, expected, hardware, memory, speed
-from hfstrat.advisor.architecture import VALIDATED, Model
+from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.expected import Expected, Known, Plan
@@ -407,26 +407,3 @@ def rank(scored: Sequence[Scored], situation: Situation) -> tuple[Scored, ...]:
     near = [each for each in found if place(each) == place(first) and (each is first or each.expected.reaches(first.expected))]
     near = near if first.expected.value is not None else [each for each in found if place(each) == place(first)]
     return (*sorted(near, key=cost), *(each for each in found if each not in near))
-
-
-def caveats(situation: Situation) -> list[str]:
-    """The respects in which the predictions go beyond what was validated."""
-    found, model = [], situation.model
-    if not situation.device.is_cpu:
-        found.append("memory on a GPU is predicted with the same terms, but its constants are not validated")
-    if model.reads_files:
-        found.append(
-            f"times were validated on models of text, not on {model.family}, whose layers before the blocks are counted by "
-            "their shapes"
-        )
-    elif situation.device.is_cpu and model.family not in VALIDATED:
-        found.append(f"memory was validated on {' and '.join(VALIDATED)} models, not on {model.family or 'this family'}")
-    if situation.sharing.processes > 1:
-        found.append(f"memory under {situation.sharing.kind} follows its documentation and is not validated")
-    if situation.sharing.processes > 1 and situation.device.is_cpu:
-        found.append("processes on a CPU share its memory and its cores, so more of them are not faster")
-    if model.parameters > 500e6 and situation.device.is_cpu:
-        found.append("memory was validated on models of up to 135M parameters")
-    if situation.measured is None and situation.data.files is None:
-        found.append("nothing was measured on this machine: quality is predicted from runs on other data sets")
-    return found

@@ -16,6 +16,7 @@ from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Advice, Fitted, Scored, Situation, Timed
+from hfstrat.advisor.file_survey import survey_files
 from hfstrat.advisor.hardware import Device
 from hfstrat.advisor.memory import Shape
 from hfstrat.advisor.speed import Rate
@@ -241,7 +242,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
         raise UserError("training.packing: dense: the number of steps depends on the tokenized data, and is not predicted")
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
     if model.reads_files:
-        survey = data.survey_files(recipe.data, task, model, recipe)
+        survey = survey_files(recipe.data, task, model, recipe)
     else:
         survey = data.survey(recipe.data, recipe.task, model.context, model.folder)
         survey = replace(survey, max_length=min(recipe.data.max_length, model.context), objective=recipe.objective.name)

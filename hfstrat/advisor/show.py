@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hfstrat.advisor import expected
-from hfstrat.advisor.decide import Advice, Kind, Scored, Situation, caveats
+from hfstrat.advisor.architecture import VALIDATED
+from hfstrat.advisor.decide import Advice, Kind, Scored, Situation
 from hfstrat.advisor.hardware import import_bytes, memory_band
 from hfstrat.recipe import format, screen
 from hfstrat.strategies import defaults
@@ -189,6 +190,29 @@ def ties(advice: Advice) -> list[str]:
     return ([f"{first.name} and {', '.join(alike)} are not told apart: measure them (hfstrat compare)"] if alike else []) + [
         words
     ]
+
+
+def caveats(situation: Situation) -> list[str]:
+    """The respects in which the predictions go beyond what was validated."""
+    found, model = [], situation.model
+    if not situation.device.is_cpu:
+        found.append("memory on a GPU is predicted with the same terms, but its constants are not validated")
+    if model.reads_files:
+        found.append(
+            f"times were validated on models of text, not on {model.family}, whose layers before the blocks are counted by "
+            "their shapes"
+        )
+    elif situation.device.is_cpu and model.family not in VALIDATED:
+        found.append(f"memory was validated on {' and '.join(VALIDATED)} models, not on {model.family or 'this family'}")
+    if situation.sharing.processes > 1:
+        found.append(f"memory under {situation.sharing.kind} follows its documentation and is not validated")
+    if situation.sharing.processes > 1 and situation.device.is_cpu:
+        found.append("processes on a CPU share its memory and its cores, so more of them are not faster")
+    if model.parameters > 500e6 and situation.device.is_cpu:
+        found.append("memory was validated on models of up to 135M parameters")
+    if situation.measured is None and situation.data.files is None:
+        found.append("nothing was measured on this machine: quality is predicted from runs on other data sets")
+    return found
 
 
 def as_json(situation: Situation, advice: Advice) -> dict[str, Any]:

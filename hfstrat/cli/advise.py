@@ -13,6 +13,7 @@ from hfstrat.advisor import data as training_data
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Situation
+from hfstrat.advisor.file_survey import survey_files
 from hfstrat.engine.entries import check_not_streamed
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_data
@@ -181,7 +182,7 @@ def _data(request: Request, model: Model, task: Task | None) -> Survey:
         if section.train[0].path != request.data:
             raise UserError("data.train: --data already sets it; remove one of the two")
         if task is not None:
-            return training_data.survey_files(section, task, model, recipe)
+            return survey_files(section, task, model, recipe)
         return training_data.survey(section, request.task, model.context, model.folder)
     if request.rows is None or request.tokens is None:
         raise UserError("--data: missing; give a file, a folder, or only numbers: --rows 10000 --tokens 2000000")

@@ -21,8 +21,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from hfstrat import strategies
 from hfstrat.advisor import architecture, child, decide, files, learning, measure
-from hfstrat.advisor.data import Survey, survey_files
+from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Measured, Situation
+from hfstrat.advisor.file_survey import survey_files
 from hfstrat.advisor.hardware import Device
 from hfstrat.advisor.speed import Rate
 from hfstrat.cli.advise import Request, advise

@@ -354,7 +354,7 @@ def test_processes_on_a_cpu_share_its_memory_and_cores(monkeypatch: pytest.Monke
         {scored.name: scored.timed.seconds for scored in decide.decide(each, ["full", "lora"]).ranked} for each in (one, two)
     ]
     assert all(times[1][name] > 0.99 * times[0][name] for name in ("full", "lora"))
-    assert any("share its memory" in words for words in decide.caveats(two))
+    assert any("share its memory" in words for words in show.caveats(two))
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
