@@ -378,7 +378,7 @@ CONFIGS: dict[str, Sample] = {
             "data.streaming": True,
             "data.max_length": 1024,
             "data.eval_size": 100,
-            "data.train": [{"path": "acme/web", "columns": {"body": "text"}, "format": "text"}],
+            "data.train": [{"path": "acme/web", "columns": {"body": "text"}}],
             "training.extra": {},
         },
         {"pretraining_dataset[0].skip": "missing", "data.eval_size": "attention"},

@@ -29,33 +29,6 @@ def _last_names(pattern: str) -> list[str]:
     return ["".join(names) for names in itertools.product(*(part.split("|") for part in parts))]
 
 
-def _last_names(pattern: str) -> list[str]:
-    """The names at the end of a regular expression, such as q_proj and v_proj of `layers.\\d+.self_attn.(q|v)_proj`."""
-    last = re.search(r"(?:^|[.*)])\\?\.?((?:\w|\((?:\?:)?[\w|]+\))+)\$?$", pattern)
-    if last is None or _alternatives(pattern) > 1:
-        return []
-    parts = [each.removeprefix("(").removeprefix("?:").removesuffix(")") for each in re.findall(r"\([^)]*\)|\w+", last[1])]
-    return ["".join(names) for names in itertools.product(*(part.split("|") for part in parts))]
-
-
-def _last_names(pattern: str) -> list[str]:
-    """The names at the end of a regular expression, such as q_proj and v_proj of `layers.\\d+.self_attn.(q|v)_proj`."""
-    last = re.search(r"(?:^|[.*)])\\?\.?((?:\w|\((?:\?:)?[\w|]+\))+)\$?$", pattern)
-    if last is None or _alternatives(pattern) > 1:
-        return []
-    parts = [each.removeprefix("(").removeprefix("?:").removesuffix(")") for each in re.findall(r"\([^)]*\)|\w+", last[1])]
-    return ["".join(names) for names in itertools.product(*(part.split("|") for part in parts))]
-
-
-def _last_names(pattern: str) -> list[str]:
-    """The names at the end of a regular expression, such as q_proj and v_proj of `layers.\\d+.self_attn.(q|v)_proj`."""
-    last = re.search(r"(?:^|[.*)])\\?\.?((?:\w|\((?:\?:)?[\w|]+\))+)\$?$", pattern)
-    if last is None or _alternatives(pattern) > 1:
-        return []
-    parts = [each.removeprefix("(").removeprefix("?:").removesuffix(")") for each in re.findall(r"\([^)]*\)|\w+", last[1])]
-    return ["".join(names) for names in itertools.product(*(part.split("|") for part in parts))]
-
-
 def _alternatives(pattern: str) -> int:
     """The number of alternatives of a regular expression outside of parentheses."""
     depth, found = 0, 1
