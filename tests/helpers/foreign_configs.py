@@ -379,9 +379,8 @@ CONFIGS: dict[str, Sample] = {
             "data.max_length": 1024,
             "data.eval_size": 100,
             "data.train": [{"path": "acme/web", "columns": {"body": "text"}}],
-            "training.extra": {},
         },
-        {"pretraining_dataset[0].skip": "missing", "data.eval_size": "attention"},
+        {"pretraining_dataset[0].skip": "missing", "data.eval_size": "attention", "tf32": "default"},
     ),
     "axolotl images": Sample(
         "axolotl",
