@@ -65,6 +65,14 @@ def named(error: BaseException) -> RunError:
             "accumulated), training.activation_checkpointing=true (about a third more time), a smaller data.max_length",
             OUT_OF_MEMORY,
         )
+    if text.startswith("Expected more than 1 value per channel when training"):  # torch's batch norms
+        shape = text.rpartition("torch.Size(")[2].rstrip(")") or "one value per channel"
+        return RunError(
+            f"a batch norm of the model got a pass of one example whose features are a single point ({shape}), of which it cannot "
+            "take a mean and a spread. Remedies: training.per_device_train_batch_size of 2 or more (and no last pass of one: "
+            "training.global_batch_size that divides the rows), or larger images: image.image_size",
+            USER,
+        )
     # safetensors and torch.save raise their own exceptions
     full = ("No space left on device", "os error 28", "PytorchStreamWriter failed")
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(mark in text for mark in full):
