@@ -230,7 +230,7 @@ def seen_in_training(request: Request) -> list[str]:
     given = Path(request.data).expanduser().absolute()
     trained = [source.path for source in report.run.recipe.data.train if Path(source.path).expanduser().absolute() == given]
     return [
-        f"{'warning':<9} --data: {request.data} is training data of this run; what it has not seen are the rows that the run held "
+        f"{'warning':<9} --data: {request.data} is training data of this run; it has not seen the rows that it held "
         "out, which are measured without --data"
         for _ in trained[:1]
     ]
