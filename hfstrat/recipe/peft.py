@@ -23,8 +23,8 @@ REFUSED = {  # types that PEFT has and hfstrat does not train, and why
     "POLY": PER_TASK,
     "MULTITASK_PROMPT_TUNING": PER_TASK,
     "CPT": "it replaces the loss by one of its own, over token types that the data do not have; PROMPT_TUNING does not",
-    "ADALORA": "its ranks are allocated by a call after each step, from averages of gradients that PEFT keeps outside of the model "
-    "and does not save, so a resumed run would differ; its regularization is added to the loss of each forward pass, so "
+    "ADALORA": "its ranks are allocated by a call after each step, from averages of gradients that PEFT keeps outside of the "
+    "model and does not save, so a resumed run would differ; its regularization is added to the loss of each forward pass, so "
     "accumulated batches would have several times that of one large batch; write `strategy: lora`",
     "SHADOW": "PEFT declares parameters of the last block trainable that no output depends on, so they would never move",
 }
