@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
-import typer
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from hfstrat.cli.main import app
+from hfstrat.cli.main import command
 from hfstrat.recipe import library, suggestions
 from hfstrat.recipe import yaml as recipe_yaml
 from hfstrat.recipe.migration.convert import TOOLS
@@ -242,7 +241,7 @@ KINDS = {"int": "N", "float": "X", "Path": "PATH"}  # of a default: the name of 
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Every command by its full name."""
-    yield from _commands("hfstrat", typer.main.get_command(app))
+    yield from _commands("hfstrat", command())
 
 
 def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -256,12 +255,12 @@ def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 def commands_page() -> str:
     """The page with every command."""
     lines = ["# Commands", "", INTRODUCTION["commands"]]
-    for name, command in commands():
-        arguments = [one for one in command.params if one.param_type_name == "argument"]
+    for name, described in commands():
+        arguments = [one for one in described.params if one.param_type_name == "argument"]
         usage = " ".join([name, *(_argument(one) for one in arguments), "[OPTION]..."])
-        lines += ["", f"## {name}", "", (command.help or "").strip(), "", "```text", usage, "```", ""]
+        lines += ["", f"## {name}", "", (described.help or "").strip(), "", "```text", usage, "```", ""]
         lines += ["| option | default | meaning |", "|---|---|---|"]
-        for one in command.params:
+        for one in described.params:
             if one.name != "help":
                 lines.append(f"| {_names(one)} | {_default(one)} | {_cell(one.help or '')} |")
     return "\n".join(lines) + "\n"

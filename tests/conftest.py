@@ -208,6 +208,28 @@ def _verified_here() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_work_for_nothing() -> Iterator[None]:
+    """No power fails here, so files are not awaited; and a template of cards is compiled once, not for each checkpoint."""
+    import jinja2
+
+    compiled: dict[tuple[int, str], Any] = {}
+    original = jinja2.Environment.compile
+
+    def compile_once(self: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+        key = (id(self), source)
+        if args or kwargs or not isinstance(source, str):
+            return original(self, source, *args, **kwargs)
+        if key not in compiled:
+            compiled[key] = original(self, source), self  # kept, so that no other takes its number
+        return compiled[key][0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        patch.setattr(jinja2.Environment, "compile", compile_once)
+        yield
+
+
 @pytest.fixture
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results are verified as for a user: loaded in a fresh process."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -318,10 +319,16 @@ def _version(version: Annotated[bool, Option("--version", help="Print the versio
         raise typer.Exit
 
 
+@functools.cache
+def command() -> Any:
+    """The click command of all commands, whose options typer takes a tenth of a second to read."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """The `hfstrat` command: a RunError is one sentence and its exit code, never a traceback."""
     try:
-        app()
+        command()()
     except RunError as error:
         print(error, file=sys.stderr)
         sys.exit(error.code)

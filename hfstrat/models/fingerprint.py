@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +40,7 @@ def environment(model: str, revision: str | None, files: list[Path]) -> dict[str
     }
 
 
+@functools.cache
 def installed(name: str) -> str | None:
     try:
         return version(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -59,8 +60,9 @@ class Scrubber:
         self.above = sorted(above, key=len, reverse=True)
         self.folders = {str(folder) for folder in (Path.home(), Path.cwd()) if len(str(folder)) > 1}
         self.secrets = _secrets_at_hand()
+        self.text = functools.cache(self._text)  # a report repeats its keys for each step
 
-    def text(self, text: str) -> str:
+    def _text(self, text: str) -> str:
         """The text without paths and secrets."""
         for secret in self.secrets:
             text = text.replace(secret, REMOVED)

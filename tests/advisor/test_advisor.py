@@ -55,6 +55,7 @@ def fitting_names(situation: Situation) -> set[str]:
     return {scored.name for scored in decide.decide(situation, defaults.ORDER).ranked if scored.timed.fits}
 
 
+@pytest.mark.slow
 def test_more_memory_or_time_never_makes_a_strategy_stop_fitting() -> None:
     for situation in situations(12):
         before = fitting_names(situation)
@@ -144,6 +145,7 @@ def test_a_proposed_length_keeps_nearly_all_tokens() -> None:
             assert np.minimum(lengths, length).sum() >= 0.995 * lengths.sum()
 
 
+@pytest.mark.slow
 def test_the_advice_for_real_rows_writes_recipes_that_pass_the_checks(
     tiny: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +253,7 @@ def test_a_speed_that_cannot_be_measured_is_assumed(monkeypatch: pytest.MonkeyPa
     speed.time_product.cache_clear()
 
 
+@pytest.mark.slow
 def test_labels_are_detected_as_a_classification(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {n} has text", "label": "ab"[n % 2]} for n in range(50)])
     advise(Request(model=str(tiny), data=str(file), device="cpu"), tmp_path / "out", as_json=False)

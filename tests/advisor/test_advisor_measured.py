@@ -93,7 +93,7 @@ def test_the_learning_curve_reports_whether_more_data_helps() -> None:
 @pytest.mark.slow
 def test_measured_rates_are_reported(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in sentences(200, seed=4)])
-    request = Request(model=str(tiny), data=str(file), device="cpu", measure="60s", strategies="lora,full")
+    request = Request(model=str(tiny), data=str(file), device="cpu", measure="30s", strategies="lora,full")
     advise(request, None, as_json=True)
     found = json.loads(capsys.readouterr().out)["measured"]
     assert set(found["raw"]["rates"]) == {"lora", "full"}, found

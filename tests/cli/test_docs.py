@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import pytest
-import typer
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 import hfstrat
-from hfstrat.cli.main import app
+from hfstrat.cli.main import command
 from hfstrat.data.audio_rows import AudioFormat
 from hfstrat.data.box_format import BoxFormat
 from hfstrat.data.formats import RowFormat
@@ -45,7 +44,7 @@ PAGES = [
     ROOT / "hfstrat" / "assistants" / "llms.txt",
 ]
 NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?")
-COMMAND: Any = typer.main.get_command(app)
+COMMAND: Any = command()
 PLACEHOLDERS = {"task": "causal-lm", "model": "m", "strategy": "lora", "data": "d.jsonl", "output_dir": "r"}
 
 
@@ -221,9 +220,9 @@ def test_the_reference_has_every_key_and_every_command() -> None:
     keys, commands = docs_reference.keys_page(), docs_reference.commands_page()
     for key in docs_reference.every_key():
         assert f"| `{key.path.rpartition('.')[2]}` |" in keys
-    for name, command in docs_reference.commands():
+    for name, described in docs_reference.commands():
         assert f"## {name}\n" in commands
-        assert all(option in commands for parameter in command.params for option in parameter.opts if option.startswith("-"))
+        assert all(option in commands for parameter in described.params for option in parameter.opts if option.startswith("-"))
 
 
 # figures

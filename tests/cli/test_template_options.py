@@ -25,6 +25,7 @@ from hfstrat.tasks.generation import How
 OPTION = "{% if brief is defined and brief %}Be brief. {% endif %}" + TEMPLATE
 
 
+@pytest.mark.slow
 def test_options_are_kept_with_the_result(
     models: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,7 @@ def test_attempts_resume_and_the_result_is_fetched(
         (("130", "130", "130"), 3, "stopped by a signal, and no checkpoint was saved in this session"),
     ],
 )
+@pytest.mark.slow
 def test_ends_that_would_repeat_cost_no_further_training(
     launch: Any,
     source: str,

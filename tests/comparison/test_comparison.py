@@ -190,6 +190,7 @@ def test_all_runs_share_data_evaluation_and_budget(played: Played, write: Any, t
     assert len({run.identity for run in planned}) == 6
 
 
+@pytest.mark.slow
 def test_a_budget_of_tokens_becomes_steps(played: Played, write: Any, tmp_path: Path) -> None:
     played.facts = facts(steps=[31, 33])
     found = played.compare(request(tmp_path / "out", recipes=[write("a.yaml")], budget="9k-tokens"))

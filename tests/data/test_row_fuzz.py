@@ -206,7 +206,7 @@ def test_what_is_trained_is_in_the_row_or_the_row_is_refused(found: tuple[str, d
 
 
 @pytest.mark.slow
-@settings(max_examples=5_000, deadline=None, derandomize=not RANDOM, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2_000, deadline=None, derandomize=not RANDOM, suppress_health_check=list(HealthCheck))
 @given(near_valid())
 def test_many_rows(found: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
     task, original, row = found

@@ -240,11 +240,11 @@ def grown(folder: Path, count: int, hold: bool = False) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    """Ten times the rows add a few numbers per row, far less than their tokens."""
-    (little, few), (much, many) = grown(tmp_path / "few", 10_000), grown(tmp_path / "many", 100_000)
-    held, _ = grown(tmp_path / "held", 100_000, hold=True)
+    """Eight times the rows add a few numbers per row, far less than their tokens."""
+    (little, few), (much, many) = grown(tmp_path / "few", 5_000), grown(tmp_path / "many", 40_000)
+    held, _ = grown(tmp_path / "held", 40_000, hold=True)
     print(
-        f"peak memory grows by {little:.1f} MiB for 10,000 rows ({few:.1f} MiB on the disk), {much:.1f} MiB for 100,000 "
+        f"peak memory grows by {little:.1f} MiB for 5,000 rows ({few:.1f} MiB on the disk), {much:.1f} MiB for 40,000 "
         f"({many:.1f} MiB), {held:.1f} MiB where they are held"
     )
     bound = (many - few) / 2

@@ -100,6 +100,7 @@ def test_a_classifiers_score_of_weights_is_that_of_repeated_rows(many: bool) -> 
 # the command, and the training run
 
 
+@pytest.mark.slow
 def test_the_command_reports_the_same_as_the_run(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     result = report_of(trained)
     whole = evaluate(Request(str(trained), "base", output=str(tmp_path / "out.json")))

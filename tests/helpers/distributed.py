@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from helpers import distributed_worker, forked
 
 TESTS = Path(__file__).parents[1]
 
@@ -20,25 +23,45 @@ def in_world(
     folder: Path, runs: list[dict[str, Any]], processes: int = 2, timeout: int = 400, **environment: str
 ) -> dict[str, Any]:
     """Run `runs` (`name`, `recipe`, `overrides`, ...) in one group of processes; return how each ended, by name."""
-    spec = folder / "spec.json"
+    spec, log = folder / "spec.json", folder / "world.log"
     spec.write_text(json.dumps(runs))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    log.unlink(missing_ok=True)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HFSTRAT_PROC", "HFSTRAT_WRAP", "ACCELERATE_", "FSDP_"))}
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [clean.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [*command, "-m", "helpers.distributed_worker", str(spec)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env={**clean, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    if "ACCELERATE_USE_DEEPSPEED" in environment:  # which is read when accelerate is imported
+        _launched(spec, log, processes, timeout, clean | environment)
+    else:
+        members = forked.start(distributed_worker.main, (spec,), processes, clean | environment, log)
+        end = time.monotonic() + timeout
+        while any(member.is_alive() for member in members) and time.monotonic() < end:
+            if any(member.exitcode for member in members):
+                break  # the others would wait for it
+            time.sleep(0.05)
+        for member in members:
+            member.join(1)
+            member.kill()
+            member.join()
+        assert not any(member.exitcode for member in members), log.read_text()[-9000:]
     ended = {run["name"]: json.loads((folder / f"{run['name']}.json").read_text()) for run in runs}
     wanted = {run["name"]: run.get("ends", "done") for run in runs}
     odd = {name: told for name, told in ended.items() if told["status"] != wanted[name]}
-    assert not odd, f"{json.dumps(odd, indent=1)}\n{done.stderr[-12000:]}"
+    assert not odd, f"{json.dumps(odd, indent=1)}\n{log.read_text()[-12000:]}"
     return ended
+
+
+def _launched(spec: Path, log: Path, processes: int, timeout: int, environment: dict[str, str]) -> None:
+    """The same by `torch.distributed.run`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [environment.get("PYTHONPATH")])])
+    with log.open("w") as out:
+        done = subprocess.run(
+            [*command, "-m", "helpers.distributed_worker", str(spec)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+            env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
+    assert done.returncode == 0, log.read_text()[-9000:]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,42 +1,26 @@
-"""Runs that can be killed, forked from a process that has imported everything: a start takes one second instead of ten."""
+"""Runs that can be killed at any moment."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MODULES = [
-    "hfstrat.train",
-    "hfstrat.run.setup",
-    "hfstrat.tasks.verify",
-    "hfstrat.strategies.distill.strategy",
-    "hfstrat.strategies.frozen.precompute",
-    "peft",
-]
+from helpers import forked
+
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}
 LIMIT = 400.0  # seconds; a run takes a few
 
 
-def _process(rank: int, environment: dict[str, str], source: str, settings: list[str], log: str) -> None:
-    """Run one process to its end; its output goes to a file."""
-    os.environ.update(environment)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    import torch
-
+def _train(source: str, settings: list[str]) -> None:
     from hfstrat.run import train
     from hfstrat.tasks import verify
 
-    torch.set_num_threads(1)  # the server imported torch before this was set in the environment
     verify.verify = lambda *args: UNVERIFIED  # type: ignore[assignment]
     train.main([source, *settings])
 
@@ -45,23 +29,10 @@ class Run:
     """A running run of one or several processes."""
 
     def __init__(self, source: str, settings: list[str], folder: Path, cache: Path, processes: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(MODULES)
-        common = {"HFSTRAT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HFSTRAT_PROCESSES": str(processes)}
-        if processes > 1:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            common |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            common |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": str(processes)}
+        environment = {**os.environ, "HFSTRAT_CACHE": str(cache), "HFSTRAT_PROCESSES": str(processes)}
         self.log = folder.with_name(f"{folder.name}.log")
-        self.members = []
-        for rank in range(processes):
-            own = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
-            words = [*settings, f"output_dir={folder}"]
-            self.members.append(context.Process(target=_process, args=(rank, own, source, words, str(self.log))))
-        for member in self.members:
-            member.start()
+        words = [*settings, f"output_dir={folder}"]
+        self.members = forked.start(_train, (source, words), processes, environment, self.log)
         self.started = time.monotonic()
 
     @property

@@ -20,7 +20,7 @@ def launch() -> Callable[..., int]:
     """`launch(*words)` runs `hfstrat launch` and returns its exit code; mistakes are raised."""
 
     def run(*words: str) -> int:
-        return int(main.app(["launch", *words], standalone_mode=False) or 0)
+        return int(main.command()(["launch", *words], standalone_mode=False) or 0)
 
     return run
 

@@ -27,6 +27,7 @@ SHORT = ["training.max_steps=2", "training.eval_steps=1", "training.learning_rat
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "mixtral"])
+@pytest.mark.slow
 def test_an_adapter_of_a_decoder_that_is_no_llama(families: Any, short_rows: Path, tmp_path: Path, family: str) -> None:
     assert outcome(tmp_path, families(family), "lora", short_rows) == "yes"
 

@@ -338,6 +338,7 @@ def test_a_changed_base_is_not_merged_into(trained: Any, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("form", SLOW_INT8)
+@pytest.mark.slow
 def test_blocks_learn_above_a_quantized_prefix(trained: Any, form: str) -> None:
     """The result is saved as it was trained; plain transformers loads it, or hfstrat without quantization."""
     from transformers import AutoModelForCausalLM
@@ -562,6 +563,7 @@ def bits(form: str) -> Any:
 
 
 @pytest.mark.parametrize("form", ["nf4", "int8"])
+@pytest.mark.slow
 def test_a_model_is_measured_in_the_bits_that_were_asked_for(wide: Path, rows: Path, form: str) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -60,6 +60,7 @@ def test_tokens_beyond_the_embeddings_are_trained_by_lora(
     assert any("hfstrat merge" in line for line in lines[lines.index("# vLLM (after merging)") :])
 
 
+@pytest.mark.slow
 def test_only_a_padding_token_is_beyond_them(recipe: Any, tiny: Path, tmp_path: Path, unverified: None, capsys: Any) -> None:
     model = with_tokens(tiny, tmp_path / "model", pad="<pad>")
     for number, strategy in enumerate(("{name: partial, last_n_layers: 1}", "{name: head}", "full")):

@@ -206,6 +206,7 @@ def test_a_resumed_run_is_the_same(
 
 
 @pytest.mark.parametrize("name", first_fast("dpo", "kto"))
+@pytest.mark.slow
 def test_on_a_quantized_base(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
     given = {"form": {"quantization": "nf4"}, "strategy": {"name": "lora", "r": 4}, "training": {"max_steps": 2}}
     file = preferences.recipe_for(tmp_path, models(), rows_for(name), name, **given)
@@ -257,6 +258,7 @@ def test_the_longest_example_that_memory_is_measured_with(tmp_path: Path, models
 
 
 @pytest.mark.parametrize("name", first_fast("dpo", "kto"))
+@pytest.mark.slow
 def test_evaluate_against_the_base(tmp_path: Path, models: Callable[..., Path], name: str) -> None:
     """After training the numbers are those of the report; the base is its own reference, so its margins are 0."""
     recipe = preferences.recipe_for(tmp_path, models(), rows_for(name), name)

@@ -47,6 +47,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return file, report
 
 
+@pytest.mark.slow
 def test_sampled_answers_rewards_and_losses_are_those_of_trl(
     model: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chose
 
 
 OTHER_LOSSES = [
+    {"loss_type": "ipo"},
     {"loss_type": "hinge", "beta": 0.3},
     {"loss_type": "robust", "label_smoothing": 0.1},
     {"loss_type": "exo_pair", "label_smoothing": 0.001},
@@ -97,7 +98,7 @@ OTHER_LOSSES = [
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"loss_type": "ipo"}, *(pytest.param(given, marks=pytest.mark.slow) for given in OTHER_LOSSES)],
+    [{}, *(pytest.param(given, marks=pytest.mark.slow) for given in OTHER_LOSSES)],
     ids=lambda given: given.get("loss_type", "sigmoid"),
 )
 def test_dpo(tmp_path: Path, model: Path, given: dict[str, Any]) -> None:
@@ -146,6 +147,7 @@ def trained_by(trainer_class: Any, config: Any, model: Path, rows: list[dict[str
     return found
 
 
+@pytest.mark.slow
 def test_orpo(tmp_path: Path, model: Path) -> None:
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -158,6 +160,7 @@ def test_orpo(tmp_path: Path, model: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_simpo(tmp_path: Path, model: Path) -> None:
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -168,7 +171,7 @@ def test_simpo(tmp_path: Path, model: Path) -> None:
     compare(ours, theirs, {name: name for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins")})
 
 
-@pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
+@pytest.mark.parametrize("loss_type", ["kto", pytest.param("apo_zero_unpaired", marks=pytest.mark.slow)])
 def test_kto(tmp_path: Path, model: Path, loss_type: str) -> None:
     from datasets import Dataset
     from torch.utils.data import SequentialSampler

@@ -83,6 +83,7 @@ def test_responses_are_explained(server: str, tmp_path: Path, model: str, overri
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_hub_that_never_responds_is_not_awaited(silent: str, tmp_path: Path) -> None:
     """One request of four seconds, not a minute of retries; the limit is generous because the machine may be busy."""
     done = check(silent, "me/slow", tmp_path, timeout=25)

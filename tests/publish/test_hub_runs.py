@@ -62,6 +62,7 @@ def test_a_pushed_adapter_computes_the_same(server: LoopbackHub, recipe: Any, ti
     assert str(tmp_path) not in (final / "README.md").read_text(), "nor is it in the card next to the result"
 
 
+@pytest.mark.slow
 def test_a_pushed_classifier_computes_the_same(server: LoopbackHub, recipe: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 

@@ -86,6 +86,7 @@ def test_a_merged_model_has_the_precision_of_the_base_unless_asked(adapter: Path
 
 
 @pytest.mark.parametrize("form", ["merge", "safetensors"])
+@pytest.mark.slow
 def test_a_file_that_loads_differently_is_refused(
     adapter: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:

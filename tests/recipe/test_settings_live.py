@@ -796,10 +796,8 @@ def _seeded() -> Iterator[None]:
     torch.set_rng_state(state)
 
 
-SLOW = ("training.torch_compile",)  # compiles
-
-
-@pytest.mark.parametrize("key", [pytest.param(key, marks=pytest.mark.slow) if key in SLOW else key for key in PROBES])
+@pytest.mark.parametrize("key", PROBES)
+@pytest.mark.slow
 def test_another_value_makes_a_difference(set_up: Any, sound: Seen, paths: Callable[[str], str], key: str) -> None:
     probe = PROBES[key]
     beside, overrides = [paths(word) for word in probe.beside], [paths(word) for word in probe.overrides]
@@ -1081,6 +1079,7 @@ def of_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
     return get
 
 
+@pytest.mark.slow
 def test_every_key_of_images_changes_a_batch(of_images: Callable[..., Job]) -> None:
     def batch(*overrides: str) -> torch.Tensor:
         rows = of_images(*overrides).trainer.train_dataset
@@ -1096,6 +1095,7 @@ def test_every_key_of_images_changes_a_batch(of_images: Callable[..., Job]) -> N
         assert changed.shape != plain.shape or not torch.equal(changed, plain), key
 
 
+@pytest.mark.slow
 def test_every_key_of_audio_changes_a_batch(tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("sounds")
     model, data = sounds.make_audio_model(root / "model"), sounds.folder_of_classes(root / "data")
@@ -1117,6 +1117,7 @@ def test_every_key_of_audio_changes_a_batch(tmp_path_factory: pytest.TempPathFac
         assert changed.shape != plain.shape or not torch.equal(changed, plain), key
 
 
+@pytest.mark.slow
 def test_every_key_of_vision_language_changes_a_job(tmp_path_factory: pytest.TempPathFactory) -> None:
     from helpers.vision_language import conversations, make_vision_language
 

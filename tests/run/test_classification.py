@@ -96,6 +96,7 @@ def test_a_result_below_a_baseline_is_an_alarm(
         assert columns["baseline TF-IDF"].mean() == pytest.approx(found["TF-IDF"]["value"]["value"])
 
 
+@pytest.mark.slow
 def test_the_head_on_frozen_features_is_that_of_the_strategy(classify: Any, quick: None) -> None:
     """As good as strategy head on the last layer with the pooling that the baseline chose; and not measured beside it."""
     body = run(classify("bert", "strategy=full", "training.max_steps=1", count=240))["result"]["simple_models"][2]
@@ -139,7 +140,9 @@ def test_evaluation_does_not_depend_on_the_batch_size(classify: Any, tmp_path: P
     assert found[0]["evaluation"]["confusion"] == found[1]["evaluation"]["confusion"]
 
 
-@pytest.mark.parametrize("strategy", ["full", "{name: lora, r: 4, lora_dropout: 0.1}"], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "strategy", ["full", pytest.param("{name: lora, r: 4, lora_dropout: 0.1}", marks=pytest.mark.slow)], ids=["full", "lora"]
+)
 def test_interrupted_and_resumed_equals_uninterrupted(
     classify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, strategy: str
 ) -> None:
@@ -185,6 +188,7 @@ def test_check_shows_rows_with_their_labels(classify: Any, capsys: pytest.Captur
     assert format.trainable(described.footprint.trainable, described.footprint.total) in printed
 
 
+@pytest.mark.slow
 def test_predict_prints_labels_and_generate_names_the_right_command(
     classify: Any, tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str], tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +271,7 @@ SHAPED = [
 
 
 @pytest.mark.parametrize(("family", "rows"), SHAPED)
+@pytest.mark.slow
 def test_a_classifier_from_scratch(family: str, rows: dict[str, Any], classify: Any, quick: None) -> None:
     """The tokenizer is trained on the training data, and the trained model predicts labels from the words that mark them."""
     new = f"{{name: scratch, model_type: {family}, parameters: 60k, tokenizer: {{vocab_size: 300}}}}"

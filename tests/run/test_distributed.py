@@ -70,35 +70,48 @@ def make(tmp_path_factory: pytest.TempPathFactory, models: Callable[..., Path], 
     return get
 
 
-def both(make: Any, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **environment: str) -> None:
-    """Assert that runs in one process and in two are equal."""
+@pytest.fixture(scope="module")
+def alone(make: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, Any], Path]]:
+    """`alone(name)` returns the result and the folder of the run in one process, trained once per session."""
     from helpers.distributed_worker import leave, reload_here
 
-    monkeypatch.setattr("hfstrat.tasks.verify.verify", reload_here)
-    monkeypatch.setenv("HFSTRAT_CACHE", str(tmp_path / "cache_of_one"))
+    place, ended = tmp_path_factory.mktemp("alone"), {}
+
+    def get(name: str) -> tuple[dict[str, Any], Path]:
+        if name not in ended:
+            file, overrides = make(name)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("hfstrat.tasks.verify.verify", reload_here)
+                patch.setenv("HFSTRAT_CACHE", str(place / "cache"))
+                report = run(load_recipe(file, [*overrides, f"output_dir={place / name}"]))
+            leave()
+            assert report is not None
+            ended[name] = report["result"]
+        return ended[name], place / name
+
+    return get
+
+
+def both(make: Any, alone: Any, names: list[str], tmp_path: Path, **environment: str) -> None:
+    """Assert that runs in one process and in two are equal."""
     asked = []
     for name in names:
-        file, overrides = make(name, *more)
+        file, overrides = make(name)
         asked.append({"name": name, "recipe": file, "overrides": [*overrides, f"output_dir={tmp_path / 'two' / name}"]})
     two = in_world(tmp_path, asked, HFSTRAT_CACHE=str(tmp_path / "cache"), **environment)
     differ = {}
     for name in names:
-        file, overrides = make(name, *more)
-        report = run(load_recipe(file, [*overrides, f"output_dir={tmp_path / 'one' / name}"]))
-        leave()
-        assert report is not None
-        one = report["result"]
+        one, folder = alone(name)
         try:
             assert one["best_step"] == two[name]["result"]["best_step"]  # c_lora's best is the one before training
-            same(one, two[name]["result"], (tmp_path / "one" / name, tmp_path / "two" / name))
+            same(one, two[name]["result"], (folder, tmp_path / "two" / name))
         except AssertionError as error:
             differ[name] = str(error)
     assert not differ, "\n\n".join(f"{name}: {words}" for name, words in differ.items())
     for file in (tmp_path / "cache").glob("*.arrow"):
         if not file.name.startswith("rows-"):
-            assert file.read_bytes() == (tmp_path / "cache_of_one" / file.name).read_bytes(), (
-                f"{file.name} is not as one made it"
-            )
+            of_one = folder.parent / "cache" / file.name
+            assert file.read_bytes() == of_one.read_bytes(), f"{file.name} is not as one made it"
 
 
 def shares(folder: Path, name: str) -> list[int]:
@@ -106,8 +119,8 @@ def shares(folder: Path, name: str) -> list[int]:
     return [int((folder / f"{name}.share{rank}").read_text()) for rank in (0, 1)]
 
 
-def test_under_ddp_language_models(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both(make, list(LM), tmp_path, monkeypatch)
+def test_under_ddp_language_models(make: Any, alone: Any, tmp_path: Path) -> None:
+    both(make, alone, list(LM), tmp_path)
     kinds = {file.name.split("-")[0] for file in (tmp_path / "cache").glob("*.arrow")}
     assert {"hidden_states", "teacher"} <= kinds
     for name in ("precompute", "distill_once"):
@@ -115,8 +128,8 @@ def test_under_ddp_language_models(make: Any, tmp_path: Path, monkeypatch: pytes
         assert 0 < other <= mine <= other + 3, "each computes its share"
 
 
-def test_under_ddp_preferences(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both(make, list(PREFERENCES), tmp_path, monkeypatch)
+def test_under_ddp_preferences(make: Any, alone: Any, tmp_path: Path) -> None:
+    both(make, alone, list(PREFERENCES), tmp_path)
 
 
 def test_under_ddp_rewards(models: Any, tmp_path: Path) -> None:
@@ -138,29 +151,27 @@ def test_under_ddp_rewards(models: Any, tmp_path: Path) -> None:
     assert len({line["prompt"] for line in sampled if line["step"] == 1}) == 4
 
 
-def test_under_ddp_classifiers(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both(make, list(CLASSES), tmp_path, monkeypatch)
+def test_under_ddp_classifiers(make: Any, alone: Any, tmp_path: Path) -> None:
+    both(make, alone, list(CLASSES), tmp_path)
     assert list((tmp_path / "cache").glob("features-*.arrow"))
     assert shares(tmp_path, "c_head_auto")[0], "so few rows are one batch, which is the first process's"
 
 
-SHARED = ["lora", "full", "partial", "scratch", "distill", "distill_once", "distill_own", "c_full", "c_lora"]
+SHARED = ["lora", "full", "partial", "scratch", "distill_once", "distill_own", "c_lora"]
 
 
-def test_under_fsdp2(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both(make, SHARED, tmp_path, monkeypatch, **FSDP2)
+def test_under_fsdp2(make: Any, alone: Any, tmp_path: Path) -> None:
+    both(make, alone, SHARED, tmp_path, **FSDP2)
 
 
 @pytest.mark.parametrize("stage", ["2", "3"])
-def test_under_deepspeed(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_under_deepspeed(make: Any, alone: Any, tmp_path: Path, stage: str) -> None:
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed: DS_BUILD_OPS=0 pip install --no-build-isolation 'hfstrat[deepspeed]'")
-    both(make, SHARED, tmp_path, monkeypatch, ACCELERATE_DEEPSPEED_ZERO_STAGE=stage, **ZERO)
+    both(make, alone, SHARED, tmp_path, ACCELERATE_DEEPSPEED_ZERO_STAGE=stage, **ZERO)
 
 
-def test_sharded_checkpoints_resume_and_the_best_is_restored(
-    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sharded_checkpoints_resume_and_the_best_is_restored(make: Any, tmp_path: Path) -> None:
     """Stopped and resumed equals uninterrupted, and the result can be weights of an earlier step."""
     resumed(make, tmp_path, **FSDP2)
 

@@ -59,11 +59,11 @@ def after(report: dict[str, Any]) -> dict[str, float]:
     return {name: entry["value"] for name, entry in report["result"]["measured"][ROWS]["after"].items()}
 
 
-OFTEN = ("vit", "resnet")  # of attention and of convolutions; the other families are tested with the slow tests
+OFTEN = ("vit",)  # the other families are tested with the slow tests
 
 
 def families(*names: str) -> list[Any]:
-    """Families as parameters, of which two are fast tests."""
+    """Families as parameters, of which one is a fast test."""
     return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
@@ -118,6 +118,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("augmentation", ["auto", "off"])
+@pytest.mark.slow
 def test_micro_batches_have_the_same_gradient(
     augmentation: str, model_of: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_micro_batches_have_the_same_gradient(
     assert all(torch.allclose(made[0][name], made[1][name], atol=1e-6) for name in made[0])
 
 
+@pytest.mark.slow
 def test_augmentation_changes_the_run_and_off_does_not(model_of: Callable[..., Path], images: Path, tmp_path: Path) -> None:
     one, other, third = (
         weights(trained(tmp_path / name, model_of(), images, f"image.augmentation={value}")[0])

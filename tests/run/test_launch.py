@@ -30,6 +30,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "final" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(recipe: Any, tmp_path: Path) -> None:
     """Equal losses, gradients and weights; each of an odd number of evaluation examples counts once."""
     settings = ["model.dtype=float32", "data.eval_size=13", "training.per_device_train_batch_size=2"]

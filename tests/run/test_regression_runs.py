@@ -49,7 +49,10 @@ def regress(tmp_path: Path) -> Callable[..., Any]:
     return load
 
 
-@pytest.mark.parametrize(("family", "strategy"), [("bert", "full"), ("llama", "{name: lora, r: 4, lora_dropout: 0.1}")])
+@pytest.mark.parametrize(
+    ("family", "strategy"),
+    [("bert", "full"), pytest.param("llama", "{name: lora, r: 4, lora_dropout: 0.1}", marks=pytest.mark.slow)],
+)
 def test_interrupted_and_resumed_equals_uninterrupted(
     regress: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, strategy: str
 ) -> None:
@@ -67,6 +70,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.slow
 def test_a_result_is_evaluated_merged_and_predicts_as_in_its_run(
     regress: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +147,7 @@ def test_the_probe_of_numbers_is_cross_validated() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in library.names("recipes") if name.endswith("regression")])
+@pytest.mark.slow
 def test_the_bundled_recipes_run(name: str, tmp_path: Path) -> None:
     model, rows = make_any(tmp_path / "llama", "llama"), measured(tmp_path, offset=0.0)
     settings = [f"model={model}", f"data.train={rows}", f"data.eval={rows}", "data.max_length=64"]

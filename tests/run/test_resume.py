@@ -73,6 +73,7 @@ STOPS = [  # where the signal arrives, and the step that is saved
 ]
 
 
+@pytest.mark.slow
 def test_a_signal_finishes_the_step_and_saves_it(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """During a step, the last step, an evaluation (which is aborted) and the last evaluation."""
     settings = (DROPOUT, "training.max_steps=6", "training.early_stopping_patience=3", "evaluation.samples=0")
@@ -136,6 +137,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Any, monkeypatch: pytest.MonkeyPat
         again(recipe())
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a constant learning rate, two halves equal the full run."""
     constant = (
@@ -161,6 +163,7 @@ def test_a_finished_run_can_be_extended(recipe: Any, tmp_path: Path, capsys: pyt
     assert_same(whole, longer)
 
 
+@pytest.mark.slow
 def test_an_extended_run_follows_the_longer_schedule(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
     linear = ("training.lr_scheduler_type=linear", "training.warmup_steps=0", "training.logging_steps=1")
     again(recipe(*linear))
@@ -181,6 +184,7 @@ def test_a_shorter_run_than_the_checkpoint_is_refused(recipe: Any, monkeypatch: 
         run(recipe("training.max_steps=1"))
 
 
+@pytest.mark.slow
 def test_save_logging_and_eval_steps_may_change_on_resume(
     recipe: Any, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +206,7 @@ def test_save_logging_and_eval_steps_may_change_on_resume(
     assert report["result"]["best_step"] in (3, 6, 8)  # losses on the earlier evaluation data no longer count
 
 
+@pytest.mark.slow
 def test_evaluating_more_often_changes_no_weight(recipe: Any, tmp_path: Path) -> None:
     often, seldom = (
         recipe(DROPOUT, f"training.eval_steps={n}", "training.load_best_model_at_end=false", f"output_dir={tmp_path / str(n)}")
@@ -252,6 +257,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(StrategyTrainer, "_save_optimizer_and_scheduler", save)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_one_checkpoint(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +272,7 @@ def test_a_full_disk_costs_one_checkpoint(
     assert_same(whole, short)
 
 
+@pytest.mark.slow
 def test_best_weights_that_did_not_fit_on_disk_are_not_restored(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = StrategyTrainer.evaluate
 
@@ -277,6 +284,7 @@ def test_best_weights_that_did_not_fit_on_disk_are_not_restored(recipe: Any, mon
     assert again(recipe("training.max_steps=6"))["best_step"] == 6
 
 
+@pytest.mark.slow
 def test_a_result_that_does_not_fit_on_disk_leaves_the_last_checkpoint(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from hfstrat.strategies.base import Strategy
 
@@ -312,6 +320,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=False)
 
 
+@pytest.mark.slow
 def test_a_real_full_disk(
     recipe: Any, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,6 +348,7 @@ def test_a_real_full_disk(
     assert again(loaded)["resumed_from"].endswith("checkpoint-2")
 
 
+@pytest.mark.slow
 def test_a_moved_run_finds_its_best_weights(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = StrategyTrainer.evaluate
 

@@ -139,6 +139,7 @@ def test_a_run_ends_with_a_verified_sentence_transformer(
     assert again["metrics_before"]["loss"] == pytest.approx(result["metrics_after"]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_uninterrupted(
     encoders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:

@@ -60,6 +60,7 @@ def same_weights(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> 
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_full_batches_give_the_weights_of_a_run_from_the_disk(recipe: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
     """A step of all rows is the same in any order, so that both runs are equal bit for bit."""
     lines = rows.read_text().splitlines(keepends=True)
@@ -251,6 +252,7 @@ def test_evaluate_repeats_the_numbers_of_a_streamed_run(recipe: Callable[..., An
     assert [row["after"] for row in found["answers"]] == [row["after"] for row in report["result"]["answers"]]
 
 
+@pytest.mark.slow
 def test_evaluating_fewer_rows_is_the_same_stream(recipe: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
     """Rows of the evaluation file that are not evaluated are not trained on either, so a resumed run may evaluate fewer."""
     held = tmp_path / "eval.jsonl"

@@ -32,8 +32,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("strategy={name: lora, r: 4}",),
         ("strategy=full",),
-        ("strategy={name: partial, last_n_layers: 1}",),
-        ("strategy={name: lora, r: 4, init_lora_weights: pissa}", "model.dtype=float32"),
+        pytest.param(("strategy={name: partial, last_n_layers: 1}",), marks=pytest.mark.slow),
+        pytest.param(("strategy={name: lora, r: 4, init_lora_weights: pissa}", "model.dtype=float32"), marks=pytest.mark.slow),
         ("strategy={name: lora, r: 4, use_dora: true}", "model.add_tokens=['<think>']"),
         ("strategy={name: lora, r: 4, modules_to_save: [lm_head]}", "model.dtype=bfloat16"),
     ],
@@ -89,6 +89,7 @@ def test_an_interruption_names_what_it_leaves(recipe: Any, monkeypatch: pytest.M
                 run(recipe(f"evaluation.eval_on_start={before}"))
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_weights(recipe: Any, tmp_path: Path, quick: None) -> None:
     first, second = (recipe(f"output_dir={tmp_path / name}") for name in ("a", "b"))
     run(first)
@@ -104,9 +105,9 @@ def test_the_same_recipe_gives_the_same_weights(recipe: Any, tmp_path: Path, qui
     ("strategy", "packing"),
     [
         ("{name: lora, r: 4, lora_dropout: 0.1}", "false"),
-        ("full", "true"),
-        ("{name: partial, last_n_layers: 1}", "false"),
-        ("{name: lora, init_lora_weights: pissa}", "false"),
+        pytest.param("full", "true", marks=pytest.mark.slow),
+        pytest.param("{name: partial, last_n_layers: 1}", "false", marks=pytest.mark.slow),
+        pytest.param("{name: lora, init_lora_weights: pissa}", "false", marks=pytest.mark.slow),
     ],
     ids=["lora", "full", "partial", "pissa"],
 )
@@ -141,6 +142,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_is_completed_by_the_next(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:

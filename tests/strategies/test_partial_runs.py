@@ -37,8 +37,8 @@ def short(tmp_path: Path) -> str:
     return f"data={{train: {file}, eval_size: 12, max_length: 30, train_on: all}}"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_computed_once_equals_computed_each_time_bit_for_bit(
     recipe: Any, tmp_path: Path, short: str, quick: None, dtype: str, seed: int
 ) -> None:
@@ -62,6 +62,7 @@ def test_computed_once_equals_computed_each_time_bit_for_bit(
     ).read_text()
 
 
+@pytest.mark.slow
 def test_with_rows_of_all_widths_it_is_the_same_but_for_rounding(recipe: Any, tmp_path: Path, quick: None) -> None:
     found = []
     for wish in ("true", "false"):
@@ -73,6 +74,7 @@ def test_with_rows_of_all_widths_it_is_the_same_but_for_rounding(recipe: Any, tm
     assert after[0] == pytest.approx(after[1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_packed_or_not_computed_once_or_not_it_is_one_run(recipe: Any, tmp_path: Path, quick: None) -> None:
     """And packed and unpacked runs share what was computed."""
     curves, weighed, built = {}, {}, {}
@@ -99,8 +101,12 @@ def test_packed_or_not_computed_once_or_not_it_is_one_run(recipe: Any, tmp_path:
     ("section", "packing"),
     [
         (f"{PARTIAL}, precompute: true", "false"),
-        (f"{PARTIAL}, precompute: true", "true"),
-        ("last_n_layers: 2, head: true, gradual_unfreezing: {every: 5}, layer_decay: 0.5, precompute: true", "false"),
+        pytest.param(f"{PARTIAL}, precompute: true", "true", marks=pytest.mark.slow),
+        pytest.param(
+            "last_n_layers: 2, head: true, gradual_unfreezing: {every: 5}, layer_decay: 0.5, precompute: true",
+            "false",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["precomputed", "precomputed and packed", "thawed"],
 )

@@ -135,6 +135,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
+@pytest.mark.slow
 def test_a_run_from_nothing(scratch: Callable[..., Any], tmp_path: Path) -> None:
     """The artifact is an ordinary model; the report has the baselines; a resumed run is the same run, bit for bit."""
     report = run(scratch())

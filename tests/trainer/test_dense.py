@@ -182,6 +182,7 @@ def curve(result: Any) -> list[float]:
     return [entry["loss"] for entry in result["losses"]]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same(recipe: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, result = whole
     plan = result["plan"]

@@ -144,6 +144,7 @@ def test_muon_is_restored_from_its_state(models: Callable[..., Path]) -> None:
         make(model.requires_grad_(False), **options)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_muon_is_the_same(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = (recipe(tmp_path / name, "training.optim=muon") for name in ("whole", "broken"))
     run(whole)

@@ -147,6 +147,7 @@ def recipe(folder: Path, model: Path, **training: Any) -> list[str]:
     return [f"training.{name}={value}" for name, value in training.items()]
 
 
+@pytest.mark.slow
 def test_a_packed_run_is_the_run_that_is_not_packed(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     curves = {}
     for packing in (True, False):

@@ -109,6 +109,7 @@ def trials_of(asked: Any) -> list[Trial]:
     return Store(asked.folder, asked.seed).trials()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_search(encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial is trained by one of them, and what one process has claimed the other leaves alone."""
     monkeypatch.setattr(search, "PAUSE", 0.0)

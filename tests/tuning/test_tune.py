@@ -36,6 +36,7 @@ def weights(folder: Path) -> dict[str, Any]:
     return dict(load_file(next(folder.glob("*.safetensors"))))
 
 
+@pytest.mark.slow
 def test_rungs_continue_and_one_run_with_the_recipe_has_the_same_weights(tiny: Path, examples: Path, tmp_path: Path) -> None:
     """Two rungs, the second from the checkpoint before the first one's cooldown; then a run of the final recipe alone."""
     import torch

@@ -237,6 +237,7 @@ def losses(result: dict[str, Any]) -> list[float]:
 TWO_EPOCHS = "training={num_train_epochs: 2, global_batch_size: 16, learning_rate: 1e-3, logging_steps: 1}"
 
 
+@pytest.mark.slow
 def test_a_run_with_kept_answers_is_the_run_that_asks_each_time(distil: Any, capsys: pytest.CaptureFixture[str]) -> None:
     strategy = "{name: distill, teacher: TEACHER, student: full, temperature: 2.0, teacher_cache: {form: FORM}}"
     once = distil(strategy.replace("FORM", "auto"), TWO_EPOCHS, name="once")
@@ -288,6 +289,7 @@ def test_answers_of_another_teacher_are_not_taken(
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.slow
 def test_packed_runs_are_the_run_that_is_not_packed(distil: Any) -> None:
     """With cached outputs, which are those of unpacked runs, and computed for each packed batch."""
     found = {}

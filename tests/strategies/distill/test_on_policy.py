@@ -86,11 +86,13 @@ def test_equal_splits_take_the_same_step(distil: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("student", ["{name: partial, last_n_layers: 1}", "{name: lora, r: 2}"], ids=["partial", "lora"])
+@pytest.mark.slow
 def test_frozen_weights_may_be_of_16_bits(distil: Any, student: str) -> None:
     result = distil("divergence: reverse_kl", "model.dtype=bfloat16", "training.max_steps=2", student=student)
     assert all(0 < entry["loss"] < 10 for entry in result["losses"])
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted(distil: Any, tmp_path: Path) -> None:
     distil("divergence: forward_kl", "training.save_total_limit=5", name="whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "half")

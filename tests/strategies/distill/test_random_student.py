@@ -76,6 +76,7 @@ def test_it_begins_as_strategy_scratch_begins(distil: Any, recipe: Any, models: 
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_equal_splits_give_the_same_run(distil: Any) -> None:
     runs = [distil("temperature: 2.0", f"training.per_device_train_batch_size={n}", name=f"by-{n}") for n in (8, 1)]
     for losses in zip(*([e["loss"] for e in result["losses"]] for result in runs), strict=True):
@@ -83,6 +84,7 @@ def test_equal_splits_give_the_same_run(distil: Any) -> None:
     assert runs[0]["metrics_after"] == pytest.approx(runs[1]["metrics_after"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted(distil: Any, tmp_path: Path) -> None:
     keep = "training.save_total_limit=5"
     distil("hidden_states: {loss: mse}", keep, name="whole")
