@@ -242,6 +242,9 @@ def present(job: Job, finished: Report) -> None:
         job.screen.print(f"no card          {type(error).__name__}: {error}", markup=False)
     for line in push.push(job.recipe, job.folder, finished):
         job.screen.print(line, markup=False)
+    tried = "chat" if job.task.text.generates else "predict"
+    ways = f"hfstrat {tried} {job.folder} tries it, hfstrat use {job.folder} prints the lines that load and serve it"
+    job.screen.print(f"next             {ways}", markup=False)
 
 
 def main(argv: list[str] | None = None) -> None:
