@@ -65,6 +65,14 @@ def named(error: BaseException) -> RunError:
             "accumulated), training.activation_checkpointing=true (about a third more time), a smaller data.max_length",
             OUT_OF_MEMORY,
         )
+    if text.startswith("Expected more than 1 value per channel when training"):  # torch's batch norms
+        shape = text.rpartition("torch.Size(")[2].rstrip(")") or "one value per channel"
+        return RunError(
+            f"a batch norm of the model got a pass of one example whose features are a single point ({shape}), of which it "
+            "cannot take a mean and a spread. Remedies: training.per_device_train_batch_size of 2 or more (and a "
+            "training.global_batch_size that leaves no last pass of one), or larger images: image.image_size",
+            USER,
+        )
     # safetensors and torch.save raise their own exceptions
     full = ("No space left on device", "os error 28", "PytorchStreamWriter failed")
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or any(mark in text for mark in full):
@@ -82,6 +90,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", "IProgress not found")  # tqdm in a notebook without widgets, which hfstrat does not use
     # PEFT looks for the fused parameters of experts among modules only; they are adapted with the rank of the pattern
     warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
+    if "transformers" in sys.modules and not sys.stderr.isatty():  # it has read the variable below already, as has the Hub's
+        sys.modules["transformers.utils.logging"].disable_progress_bar()
     if "transformers" in sys.modules and "TRANSFORMERS_VERBOSITY" not in os.environ:
         sys.modules["transformers.utils.logging"].set_verbosity_error()  # it has read the variable already
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

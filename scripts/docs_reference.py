@@ -295,8 +295,8 @@ def tool_page(name: str) -> str:
     lines = [
         f"# Keys of {tool.title}",
         "",
-        f"What `hfstrat migrate` makes of each key of {tool.title}, from its own table. In the middle are keys of a recipe; "
-        "a key without one has no counterpart, or none is needed.",
+        f"What `hfstrat migrate` makes of each key of {tool.title} {tool.release}, and of some that older releases had, from "
+        "its own table. In the middle are keys of a recipe; a key without one has no counterpart, or none is needed.",
         "",
         f"| {tool.title} | recipe | |",
         "|---|---|---|",

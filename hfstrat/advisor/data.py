@@ -153,7 +153,7 @@ class Survey:
         of = "" if self.objective == "sft" else " (of two sequences)"
         share = "" if self.outputs else f", {self.supervised_share:.0%} of them supervised"
         found = [
-            f"{self.source}: {self.rows:,} examples ({self.format}), about {self.tokens:,.0f} tokens{share}",
+            f"{self.source}: {plural(self.rows, 'example')} ({self.format}), about {self.tokens:,.0f} tokens{share}",
             f"lengths in tokens{of}: median {middle:,.0f}, 99th percentile {high:,.0f}, maximum {self.lengths.max():,}; "
             f"max_length {self.max_length:,} cuts off {self.cut_share:.1%} of the tokens; "
             f"{self.duplicates or 0.0:.1%} duplicate examples",

@@ -167,6 +167,8 @@ def before_run(loaded: Loaded) -> dict[str, Any]:
     Nothing is downloaded and no machine is timed for it, and no failure of it ends the run.
     """
     recipe = loaded.recipe
+    if not TASKS[recipe.task].model.has_predicted_costs:
+        return {"reason": f"memory and time of task {recipe.task} are not predicted in this version"}
     model = recipe.model.name_or_path
     here = all(sources.is_local(source.path) for source in recipe.data.train) and not recipe.data.streaming
     if not here or (model and not Path(model).expanduser().exists()):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hfstrat.api import inputs, measure
-from hfstrat.api.run import Run
+from hfstrat.api.run import GIVEN_ROWS, IN_CACHE, Run
 from hfstrat.errors import RunError, UserError, quiet_libraries
 from hfstrat.tasks import report
 from hfstrat.trainer import signals
@@ -61,10 +61,17 @@ def train(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The warnings of libraries are silenced as in the commands; afterwards the caller's filters apply again."""
+    """The warnings of libraries are silenced as in the commands; afterwards the caller's filters apply again.
+
+    Errors name rows that were given as an object so, not the file of the cache that holds them.
+    """
     with warnings.catch_warnings():
         quiet_libraries()
-        yield
+        try:
+            yield
+        except RunError as error:
+            error.args = (IN_CACHE.sub(GIVEN_ROWS, str(error)), *error.args[1:])
+            raise
 
 
 def _train(loaded: Loaded, callbacks: Sequence[Any], overwrite: bool) -> Run:

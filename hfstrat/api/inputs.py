@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat.data import cache
 from hfstrat.errors import UserError, first_line
+from hfstrat.recipe.format import plural
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,7 +112,7 @@ def stored_rows(rows: Dataset) -> Path:
             with pa.ipc.new_stream(hashed, rows.features.arrow_schema) as writer:
                 for table in rows.with_format("arrow").iter(BATCH_ROWS):
                     writer.write_table(table.cast(rows.features.arrow_schema))
-        text = f"{len(rows):,} rows given in Python"
+        text = f"{plural(len(rows), 'row')} given in Python"
         return cache.fetch("given", hashed.digest.hexdigest()[:32], text, lambda target: _move(file, target)).path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hfstrat.recipe.data import Source
+
+GIVEN_ROWS = "rows given in Python"
+IN_CACHE = re.compile(r"[^\s'\"]*given-[0-9a-f]+\.arrow")  # the file of such rows
 
 
 class Run:
@@ -168,4 +172,4 @@ class Run:
 def name_of(source: Source) -> str:
     """A source of rows in words; rows that were given as an object are in a file of the cache, whose name says nothing."""
     name = Path(source.path).name
-    return "rows given in Python" if name.startswith("given-") else name
+    return GIVEN_ROWS if IN_CACHE.fullmatch(name) else name

@@ -9,7 +9,7 @@ from hfstrat.cli.runs import aligned
 from hfstrat.data import cache
 from hfstrat.data.cache import Entry
 from hfstrat.errors import UserError
-from hfstrat.recipe.format import file_size
+from hfstrat.recipe.format import file_size, plural
 
 AGES = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -19,7 +19,7 @@ def lines() -> list[str]:
     entries, limit = cache.entries(), cache.size_limit()
     bound = "without a limit" if limit == float("inf") else f"of at most {file_size(limit)}"
     size = file_size(sum(entry.size for entry in entries))
-    total = f"{len(entries)} entries, {size} {bound} (HFSTRAT_CACHE_MAX), in {cache.folder()}"
+    total = f"{plural(len(entries), 'entry', 'entries')}, {size} {bound} (HFSTRAT_CACHE_MAX), in {cache.folder()}"
     cells = [[_short(e), e.kind, file_size(e.size), f"{_age(e.used)} ago", e.description] for e in entries]
     return [*(aligned([["name", "kind", "size", "used", "content"], *cells]) if cells else []), total]
 

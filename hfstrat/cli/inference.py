@@ -15,6 +15,7 @@ from hfstrat.data.messages import parse_messages, parse_template_kwargs, parse_t
 from hfstrat.data.values import BadRow, Row, by_our_names, valid
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
+from hfstrat.recipe.format import plural
 from hfstrat.tasks import TASKS, generation
 from hfstrat.tasks.artifact import check_output, check_task, load, resolve, task_of, written
 from hfstrat.tasks.causal_lm import CausalLM
@@ -82,7 +83,7 @@ def generate(
         for prompt, text in zip(inputs, generation.in_batches(model, renderer, inputs, how), strict=True):
             shown = task.text.prompt(prompt) if isinstance(prompt, dict) and "images" in prompt else prompt
             write(json.dumps({"prompt": shown, "completion": text}, ensure_ascii=False))
-    print(f"{output}: {len(inputs)} answers")
+    print(f"{output}: {plural(len(inputs), 'answer')}")
 
 
 def sees_images(target: str) -> bool:
@@ -142,9 +143,9 @@ def chat(target: str, how: How, quantization: str = "recorded", images: list[str
         elif line.startswith("/"):
             print(f"({line}: no such command; {COMMANDS})", flush=True)
         elif line:
-            messages.append({"role": "user", "content": line})
-            messages = _fit_context(model, renderer, messages, how)
-            messages.append({"role": "assistant", "content": generation.stream(model, renderer, messages, how)})
+            with _said(is_terminal):
+                asked = _fit_context(model, renderer, [*messages, {"role": "user", "content": line}], how)
+                messages = [*asked, {"role": "assistant", "content": generation.stream(model, renderer, asked, how)}]
 
 
 def _chat_with_images(model: Any, renderer: Any, how: How, waiting: list[str]) -> None:
@@ -169,12 +170,24 @@ def _chat_with_images(model: Any, renderer: Any, how: How, waiting: list[str]) -
         elif line.startswith("/"):
             print(f"({line}: no such command; {WITH_IMAGES})", flush=True)
         elif line:
-            messages.append({"role": "user", "content": MARK * len(waiting) + line})
-            images, waiting = [*images, *waiting], []
-            prompt = {"messages": messages, "images": images}
-            if generation.room(model, len(renderer.prompt_ids(how.prompt(prompt))), 1) < 1:
-                raise UserError("this conversation exceeds the model's context; start again with /reset")
-            messages.append({"role": "assistant", "content": generation.stream(model, renderer, prompt, how)})
+            with _said(is_terminal):
+                asked = [*messages, {"role": "user", "content": MARK * len(waiting) + line}]
+                prompt = {"messages": asked, "images": [*images, *waiting]}
+                if generation.room(model, len(renderer.prompt_ids(how.prompt(prompt))), 1) < 1:
+                    raise UserError("this conversation exceeds the model's context; start again with /reset")
+                messages = [*asked, {"role": "assistant", "content": generation.stream(model, renderer, prompt, how)}]
+                images, waiting = [*images, *waiting], []
+
+
+@contextmanager
+def _said(is_terminal: bool) -> Iterator[None]:
+    """A message that cannot be answered is named and left out; the conversation continues. From a pipe it is an error."""
+    try:
+        yield
+    except UserError as error:
+        if not is_terminal:
+            raise
+        print(f"({error})", flush=True)
 
 
 def _read_message(is_terminal: bool) -> str | None:
@@ -247,7 +260,7 @@ def predict(
                 text = " ".join(task.prompt(row).split())
                 write(f"{task.line(found)}\t{text}" if len(inputs) > 1 else task.line(found))
     if output:
-        print(f"{output}: {len(inputs)} rows")
+        print(f"{output}: {plural(len(inputs), 'row')}")
 
 
 def head_text(target: str) -> HeadText:
@@ -305,9 +318,9 @@ def predict_files(target: str, paths: list[str], output: Path | None, boxes: Box
             else:
                 write(f"{task.line(found)}\t{ref.name}" if len(refs) > 1 else task.line(found))
     if output:
-        print(f"{output}: {len(refs)} {kind.plural}")
+        print(f"{output}: {plural(len(refs), kind.noun, kind.plural)}")
     if boxes.draw is not None:
-        print(f"{boxes.draw}: {len(refs)} {kind.plural} with boxes")
+        print(f"{boxes.draw}: {plural(len(refs), kind.noun, kind.plural)} with boxes")
 
 
 @contextmanager

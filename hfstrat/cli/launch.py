@@ -97,14 +97,18 @@ def run(recipe: str, overrides: tuple[str, ...], on: str, options: dict[str, Any
     loaded = load_recipe(recipe, overrides)
     jobs.check_read(kind.name, chosen)
     job = jobs.make(kind.name, loaded, overrides, chosen, kind.default_gpus(chosen))
-    engine = kind(job)
     earlier = engines.recorded(job)
+    if earlier and earlier.engine == kind.name and chosen.name is None:
+        job = replace(job, name=earlier.name)  # what it kept has this name, also where the project has moved since
+    engine = kind(job)
     if action.fetch:
         return _fetch(engine, earlier)
     plan = engine.plan()
     if not action.dry_run:
         engine.check()
-        if earlier and earlier.engine == kind.name and engine.is_active(earlier):
+        if earlier and earlier.engine != kind.name:
+            _check_other(job, earlier)
+        elif earlier and engine.is_active(earlier):
             return _join(engine, earlier, plan, action.follow)
     checked = _check_recipe(job, action.dry_run)
     costs = _costs(engine, prices) if prices else []
@@ -130,6 +134,22 @@ def _join(engine: Any, earlier: Any, plan: Any, follow: bool) -> int:
         f"output_dir: job {earlier.id} for {engine.job.output_dir} waits or runs already; see it with --follow, end it with "
         f"`{plan.cancel.format(id=_number(earlier.id))}`, or name another output_dir"
     )
+
+
+def _check_other(job: Any, earlier: Any) -> None:
+    """Refuse a job beside that of another engine, which may still write the same result. Raises UserError."""
+    from hfstrat.clusters import engine as engines
+    from hfstrat.clusters import engine_of
+
+    active = engine_of(earlier.engine).waits_or_runs(earlier)
+    if active is False:
+        return
+    if active:
+        state, ways = "waits or runs already", f"end it, see it with --on {earlier.engine} --follow, or"
+    else:
+        state, ways = "cannot be seen from here", f"if it has ended, remove {job.folder / engines.RECORD}; or"
+    told = f"job {earlier.id} for {job.output_dir}, submitted with --on {earlier.engine}, {state}"
+    raise UserError(f"output_dir: {told}; {ways} name another output_dir")
 
 
 def _check_recipe(job: Any, offline: bool) -> list[str]:

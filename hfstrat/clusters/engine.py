@@ -69,6 +69,11 @@ class Engine(ABC):
     def gpu_of(options: Options) -> str | None:
         """The type of the GPUs; None if it is unknown."""
 
+    @staticmethod
+    @abstractmethod
+    def waits_or_runs(submitted: Submitted) -> bool | None:
+        """Whether a job of this engine is active, for a launch on another one; None if this machine cannot tell."""
+
     def __init__(self, job: Job) -> None:
         self.job = job
 

@@ -142,7 +142,7 @@ class HfJobs(Engine):
             raise UserError("--on hf-jobs: HF_HUB_OFFLINE is set; unset it, or look at the job with --dry-run")
         if get_token() is None:
             raise UserError("--on hf-jobs: no token of the Hub on this machine; log in with `hf auth login`")
-        offered = {each.name: each for each in self._asked(lambda api: api.list_jobs_hardware())}
+        offered = {each.name: each for each in _asked(lambda api: api.list_jobs_hardware())}
         flavor = flavor_of(self.job.options)
         if flavor not in offered:
             raise UserError(f"--flavor: {flavor}: the Hub offers {', '.join(offered) or 'none'}")
@@ -154,10 +154,10 @@ class HfJobs(Engine):
     def submit(self, plan: Plan) -> Submitted:
         from huggingface_hub import Volume, get_token
 
-        namespace = self.job.options.namespace or str(self._asked(lambda api: api.whoami())["name"])
+        namespace = self.job.options.namespace or str(_asked(lambda api: api.whoami())["name"])
         bucket = self.bucket if "/" in self.bucket else f"{namespace}/{self.bucket}"
-        self._asked(lambda api: api.create_bucket(bucket, private=True, exist_ok=True))
-        if not self._asked(lambda api: api.bucket_info(bucket)).private:
+        _asked(lambda api: api.create_bucket(bucket, private=True, exist_ok=True))
+        if not _asked(lambda api: api.bucket_info(bucket)).private:
             raise UserError(f"--storage: {bucket} is public, and the job would write its checkpoints there; name a private one")
         self._upload(plan, bucket)
         specs = self._specs()
@@ -174,9 +174,9 @@ class HfJobs(Engine):
         if specs:
             there = {spec: f"{MOUNT}/{self.job.name}/files/{path.name}" for spec, path in package.local(specs).items()}
             packages = [there.get(spec, spec) for spec in specs]
-            job = self._asked(lambda api: api.run_uv_job(run[0], script_args=run[1:], dependencies=packages, **arguments))
+            job = _asked(lambda api: api.run_uv_job(run[0], script_args=run[1:], dependencies=packages, **arguments))
         else:
-            job = self._asked(lambda api: api.run_job(command=run, **arguments))
+            job = _asked(lambda api: api.run_job(command=run, **arguments))
         return Submitted(self.name, f"{namespace}/{job.id}", self.job.name, now(), job.url)
 
     def _upload(self, plan: Plan, bucket: str) -> None:
@@ -187,16 +187,25 @@ class HfJobs(Engine):
             there = f"{self.job.name}/files/{name}"
             print(f"upload    {source} to hf://buckets/{bucket}/{there}", flush=True)
             if source.is_dir():
-                self._asked(partial(HfApi.sync_bucket, source=str(source), dest=f"hf://buckets/{bucket}/{there}", quiet=True))
+                _asked(partial(HfApi.sync_bucket, source=str(source), dest=f"hf://buckets/{bucket}/{there}", quiet=True))
             else:
-                self._asked(partial(HfApi.batch_bucket_files, bucket_id=bucket, add=[(source, there)]))
+                _asked(partial(HfApi.batch_bucket_files, bucket_id=bucket, add=[(source, there)]))
+
+    @staticmethod
+    def waits_or_runs(submitted: Submitted) -> bool | None:
+        namespace, _, job = submitted.id.partition("/")
+        try:
+            found = _asked(lambda api: api.inspect_job(job_id=job, namespace=namespace))
+        except (UserError, RunError):
+            return None
+        return str(found.status.stage) not in _terminal()
 
     def is_active(self, submitted: Submitted) -> bool:
         return str(self._look(submitted).status.stage) not in _terminal()
 
     def _look(self, submitted: Submitted) -> Any:
         namespace, _, job = submitted.id.partition("/")
-        return self._asked(lambda api: api.inspect_job(job_id=job, namespace=namespace))
+        return _asked(lambda api: api.inspect_job(job_id=job, namespace=namespace))
 
     def follow(self, submitted: Submitted) -> int:
         namespace, _, number = submitted.id.partition("/")
@@ -205,7 +214,7 @@ class HfJobs(Engine):
             for line in api.fetch_job_logs(job_id=number, namespace=namespace, follow=True):
                 print(line, flush=True)
 
-        self._asked(show)
+        _asked(show)
         while self.is_active(submitted):  # the log may end before the job does
             time.sleep(POLL)
         status = self._look(submitted).status
@@ -218,24 +227,25 @@ class HfJobs(Engine):
         folder = self.job.output_dir
         source = f"hf://buckets/{bucket}/{self.job.name}/run"
         folder.mkdir(parents=True, exist_ok=True)
-        self._asked(lambda api: api.sync_bucket(source, str(folder), quiet=True))
+        _asked(lambda api: api.sync_bucket(source, str(folder), quiet=True))
         if not (folder / "report.json").is_file():
             raise UserError(f"{source}: no result yet (no report.json); checkpoints, if any, are in {folder}")
         return folder
 
-    def _asked(self, call: Callable[[Any], Result]) -> Result:
-        """What the Hub answers. Raises UserError for its refusals, RunError where it cannot be reached."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
 
-        try:
-            return call(HfApi())
-        except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            kind = UserError if 400 <= status < 500 else RunError
-            raise kind(f"--on hf-jobs: the Hub refused ({status}): {error.server_message or first_line(error)}") from None
-        except (OSError, RuntimeError, ValueError) as error:
-            raise RunError(f"--on hf-jobs: the Hub could not be reached: {first_line(error)}; nothing more was done") from None
+def _asked(call: Callable[[Any], Result]) -> Result:
+    """What the Hub answers. Raises UserError for its refusals, RunError where it cannot be reached."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return call(HfApi())
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        kind = UserError if 400 <= status < 500 else RunError
+        raise kind(f"--on hf-jobs: the Hub refused ({status}): {error.server_message or first_line(error)}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(f"--on hf-jobs: the Hub could not be reached: {first_line(error)}; nothing more was done") from None
 
 
 def flavor_of(options: Options) -> str:

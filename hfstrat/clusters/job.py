@@ -134,7 +134,7 @@ def make(engine: str, loaded: Loaded, overrides: tuple[str, ...], options: Optio
     if options.cpus is not None:
         _between("--cpus", options.cpus, 1, 1024)
     limit = None if options.time is None else parse_time(options.time)
-    name = options.name or default_name(loaded.recipe.output_dir)
+    name = options.name or default_name(loaded.recipe.output_dir, engine in READ_BY["storage"])
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
         raise UserError(f"--name: {name}: expected lower-case letters, digits and dashes, at most 40, beginning with a letter")
     config, _ = config_of(options.accelerate_config, options.nodes, gpus)
@@ -188,13 +188,18 @@ def parse_time(text: str) -> float:
     return found
 
 
-def default_name(output_dir: str) -> str:
-    """A name for the job from output_dir, another one for each: in a bucket, jobs of one name share a folder."""
+def default_name(output_dir: str, shared: bool) -> str:
+    """A name for the job from output_dir, another one for each.
+
+    Args:
+        shared: whether jobs of one name share a folder, as in a bucket: then projects with the same `runs/chat` get two names.
+    """
     words = re.sub(r"[^a-z0-9]+", "-", Path(output_dir).expanduser().name.lower()).strip("-")
     name = f"hfstrat-{words}"
-    if len(name) <= LONGEST_NAME and Path(output_dir) == Path("runs", words):
+    if not shared and len(name) <= LONGEST_NAME and Path(output_dir) == Path("runs", words):
         return name
-    number = hashlib.sha256(str(Path(output_dir)).encode()).hexdigest()[:6]
+    place = Path(output_dir).expanduser().absolute() if shared else Path(output_dir)
+    number = hashlib.sha256(str(place).encode()).hexdigest()[:6]
     return f"{name[: LONGEST_NAME - 7].rstrip('-')}-{number}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, ClassVar
@@ -190,11 +191,16 @@ class SkyPilot(Engine):
         return Submitted(self.name, self.job.name, self.job.name, now())
 
     def is_active(self, submitted: Submitted) -> bool:
-        if not self.is_managed:
-            done = subprocess.run(["sky", "logs", "--status", submitted.id], capture_output=True, text=True, check=False)
-            return done.returncode == 101  # the job has not finished
-        queue = ask(["sky", "jobs", "queue", "--skip-finished"])
-        return re.search(rf"(?m)(^|\s){re.escape(submitted.name)}(\s|$)", queue) is not None
+        return _in_queue(submitted) if self.is_managed else _on_a_cluster(submitted)
+
+    @staticmethod
+    def waits_or_runs(submitted: Submitted) -> bool | None:
+        if shutil.which("sky") is None:
+            return None
+        try:
+            return _on_a_cluster(submitted) or _in_queue(submitted)
+        except UserError:
+            return None
 
     def follow(self, submitted: Submitted) -> int:
         words = ["jobs", "logs", "--name", submitted.id] if self.is_managed else ["logs", submitted.id]
@@ -236,3 +242,15 @@ class SkyPilot(Engine):
 
 def _source(volume: str, mount: str) -> str:
     return volume[: volume.rindex(f":{mount}")]
+
+
+def _on_a_cluster(submitted: Submitted) -> bool:
+    """Whether a job that is not managed waits or runs on its machines."""
+    done = subprocess.run(["sky", "logs", "--status", submitted.id], capture_output=True, text=True, check=False)
+    return done.returncode == 101  # the job has not finished
+
+
+def _in_queue(submitted: Submitted) -> bool:
+    """Whether a managed job waits or runs."""
+    queue = ask(["sky", "jobs", "queue", "--skip-finished"])
+    return re.search(rf"(?m)(^|\s){re.escape(submitted.name)}(\s|$)", queue) is not None

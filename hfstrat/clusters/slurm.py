@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -233,6 +234,10 @@ class Slurm(Engine):
 
     def is_active(self, submitted: Submitted) -> bool:
         return bool(_queued(submitted.id))
+
+    @staticmethod
+    def waits_or_runs(submitted: Submitted) -> bool | None:
+        return bool(_queued(submitted.id)) if shutil.which("squeue") else None
 
     def follow(self, submitted: Submitted) -> int:
         log, shown, unknown = self.job.folder / f"{submitted.id}.log", 0, 0

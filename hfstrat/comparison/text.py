@@ -21,7 +21,7 @@ from rich.text import Text
 from hfstrat.comparison.processes import Ending, Run
 from hfstrat.engine.entries import Lineup, Request
 from hfstrat.recipe import format, screen
-from hfstrat.recipe.format import MISSING
+from hfstrat.recipe.format import MISSING, plural
 from hfstrat.strategies import defaults
 from hfstrat.tasks import TASKS, CausalLM
 
@@ -101,7 +101,7 @@ def interval(bounds: Any, metric: str) -> str:
 def data_given(row: Row, table: Row) -> str:
     """'4,758 examples, 394k tokens: 1.5 per trainable parameter'."""
     facts, trainable = table["rows"], row["trainable_parameters"]
-    given = f"{facts['train_rows']:,} examples, {format.count(facts['train_tokens'])} tokens"
+    given = f"{plural(facts['train_rows'], 'example')}, {format.count(facts['train_tokens'])} tokens"
     if not trainable:
         return given
     ratio = facts["train_tokens"] / trainable

@@ -15,6 +15,7 @@ from hfstrat.data.box_format import STATED_SIZE
 from hfstrat.data.image_files import IMAGE, ImageRef
 from hfstrat.data.sources import SPLITS
 from hfstrat.errors import UserError, first_line
+from hfstrat.recipe.format import plural
 
 COCO_KEYS = ("images", "annotations", "categories")
 ROBOFLOW = "_annotations.coco.json"
@@ -153,7 +154,7 @@ def _coco_boxes(
             crowds += 1
             continue
         boxes.setdefault(one["image_id"], []).append((one["bbox"], names[one["category_id"]]))
-    return known, boxes, [f"{crowds:,} boxes of crowds (iscrowd) are left out"] if crowds else []
+    return known, boxes, [f"{plural(crowds, 'box', 'boxes')} of crowds (iscrowd) left out"] if crowds else []
 
 
 def _image_folder(file: Path, names: list[str], source: str, key: str) -> Path:
@@ -256,7 +257,7 @@ def _yolo(root: Path, images: list[Path], names: list[str] | None, source: str, 
             yield {"image": ImageRef(str(image)), "objects": _read_labels(file, names) if file.is_file() else {}}
 
     missing = sum(not file.is_file() for file in labels)
-    lines = [f"{missing:,} images have no label file, which means no boxes"] if missing else []
+    lines = [f"{plural(missing, 'image')} without a label file, which means no boxes"] if missing else []
     return BoxLayout(root, "cxcywh", rows, files, len(images), lines)
 
 

@@ -20,6 +20,7 @@ from hfstrat.data.splits import EXAMPLES, Selection, show
 from hfstrat.data.stats import Statistics
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
+from hfstrat.recipe.format import plural
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +61,7 @@ def check_seen(rows: Dataset, names: list[str], stats: Statistics, whose: str) -
         first = unseen[0]
         more = f" (and {len(unseen) - 1} more labels)" if len(unseen) > 1 else ""
         known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        found = f"{stats.source}: {first['counts']:,} rows have the label '{first['values']}'{more}"
+        found = f"{stats.source}: {plural(first['counts'], 'row')} have the label '{first['values']}'{more}"
         if whose == "training":
             raise UserError(
                 f"data.eval: {found}, which no training row has; training has {known}. Remove these rows, or add training "
@@ -118,7 +119,9 @@ class Classes(PreparedData):
             line += f" = {self.counts[large] / self.counts.sum():.1%}, the accuracy of always predicting it"
         cut = sum(stats.rows_cut for stats in self.statistics.values())
         if cut and self.renderer.max_length:
-            lines.append(f"{'cut':<9} {cut:,} texts truncated to {self.renderer.max_length:,} tokens; special tokens are kept")
+            lines.append(
+                f"{'cut':<9} {plural(cut, 'text')} truncated to {self.renderer.max_length:,} tokens; special tokens are kept"
+            )
         similar = [f"{'labels':<9} {each}" for each in similar_labels(self.label_names)]
         return [*lines, f"{'labels':<9} {line}", *similar]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from hfstrat.data.values import by_our_names, is_missing, is_valid, valid
 from hfstrat.errors import UserError
+from hfstrat.recipe.format import plural
 
 MEDIA = ("image", "images", "audio", "audios", "video", "videos", "pixelvalues")
 MEANINGFUL = (  # columns that other formats or tools read: without them a row may mean something else
@@ -171,7 +172,7 @@ def unread_lines(unread: Mapping[str, int], rows: int) -> list[str]:
 
 
 def _named(name: str, count: int, rows: int) -> str:
-    return (name or "(no name)") + (f" ({count:,} rows)" if count < rows else "")
+    return (name or "(no name)") + (f" ({plural(count, 'row')})" if count < rows else "")
 
 
 def class_columns(head: Iterable[Mapping[str, Any]], names: dict[str, str]) -> list[str]:

@@ -190,7 +190,7 @@ class ChatWriter:
         return [(kept, range(len(one.spans)))] if cut and is_supervised(kept[:2]) else []
 
     def _size(self, one: Encoded) -> str:
-        return f"{len(one.ids):,} tokens, {one.image_tokens:,} of them of {plural(len(one.spans), 'image')}"
+        return f"{plural(len(one.ids), 'token')}, {one.image_tokens:,} of them of {plural(len(one.spans), 'image')}"
 
     def _too_long(self, one: Encoded, where: str, instead: str) -> UserError:
         limit, text = self.data.max_length, len(one.ids) - one.image_tokens

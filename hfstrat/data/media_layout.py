@@ -17,6 +17,7 @@ from hfstrat.data import readers
 from hfstrat.data.media_files import Kind, MediaRef, open_archive
 from hfstrat.data.sources import SPLITS
 from hfstrat.errors import UserError
+from hfstrat.recipe.format import plural
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE_NAME = "file_name"
@@ -101,10 +102,10 @@ class Layout:
         lines = []
         if self.metadata and (unnamed := self._unnamed()):
             shown = ", ".join(unnamed[:SHOWN]) + (", ..." if len(unnamed) > SHOWN else "")
-            lines.append(f"warning: {len(unnamed):,} images are not read, since {self.metadata} does not name them: {shown}")
+            lines.append(f"warning: {plural(len(unnamed), 'image')} not read, not named by {self.metadata}: {shown}")
         if self.others:
             shown = ", ".join(self.others[:SHOWN]) + (", ..." if len(self.others) > SHOWN else "")
-            lines.append(f"{len(self.others):,} files that are no {self.kind.plural} are not read: {shown}")
+            lines.append(f"{plural(len(self.others), 'file')} not read, of other kinds than {self.kind.plural}: {shown}")
         if self.empty and not self.metadata:
             lines.append(f"warning: folders without {self.kind.plural}: {', '.join(self.empty[:SHOWN])}")
         return lines

@@ -359,7 +359,7 @@ def check_unreadable(stats: Statistics, bad: list[str], kind: Kind) -> None:
             f"{stats.source}: {len(bad):,} of {plural(stats.rows_read, kind.noun)} ({len(bad) / stats.rows_read:.0%}) "
             f"cannot be read, at most {MAX_UNSUPERVISED:.0%} may be left out: {_named(bad)}. Repair or remove them"
         )
-    stats.warnings.append(f"warning: {plural(len(bad), kind.noun)} cannot be read and are left out: {_named(bad)}")
+    stats.warnings.append(f"warning: left out: {plural(len(bad), kind.noun)} that cannot be read: {_named(bad)}")
 
 
 def _named(files: list[str]) -> str:

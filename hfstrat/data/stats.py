@@ -122,7 +122,7 @@ class Statistics:
             as_text = " as text (the chat template does not support tools)" if self.tools_as_text else ""
             text += f", {self.rows_with_tools:,} with tools{as_text}"
         if self.tokens:  # images have none
-            text += f", {self.tokens:,} tokens" + (f", {self.supervised:,} with loss" if self.train_on else "")
+            text += f", {plural(self.tokens, 'token')}" + (f", {self.supervised:,} with loss" if self.train_on else "")
         if self.rows_blank and not self.train_on:
             text += f"; {self.rows_blank:,} without text"
         if self.rows_cut or self.rows_split or self.rows_dropped:
@@ -160,7 +160,7 @@ class Statistics:
         if self.rows_unrolled:
             remarks.append(
                 f"the chat template renders earlier turns differently: {self.rows_unrolled:,} conversations became "
-                f"{self.unrolled_into:,} rows, one per answer"
+                f"{plural(self.unrolled_into, 'row')}, one per answer"
             )
         if self.turns_blank:
             remarks.append(f"{plural(self.turns_blank, 'answer')} without text among others have no loss")

@@ -217,9 +217,23 @@ def evaluate(request: Request) -> dict[str, Any] | None:
     if rows.data is not None:
         from hfstrat.data.prepare import few_rows
 
-        for line in few_rows(len(rows.data.eval)):
+        for line in [*few_rows(len(rows.data.eval)), *seen_in_training(request)]:
             screen.print(line, markup=False)
     return report
+
+
+def seen_in_training(request: Request) -> list[str]:
+    """A warning where --data is a file that the run was trained on: its numbers say nothing about new examples."""
+    report = resolve(request.target)[1]
+    if request.data is None or report is None:
+        return []
+    given = Path(request.data).expanduser().absolute()
+    trained = [source.path for source in report.run.recipe.data.train if Path(source.path).expanduser().absolute() == given]
+    return [
+        f"{'warning':<9} --data: {request.data} is training data of this run; it has not seen the rows that it held "
+        "out, which are measured without --data"
+        for _ in trained[:1]
+    ]
 
 
 class Precision(NamedTuple):

@@ -7,10 +7,12 @@ it need not know. The classes of PEFT are left as they are.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+ENCODER = "prompt_encoder.safetensors"  # of a checkpoint
 ROWS = "loss_rows"  # flat positions with loss, of the bound forward (`hfstrat.models.fused_loss`)
 KEPT = "logits_to_keep"  # positions that go through the LM head, flat or as a mask
 
@@ -53,3 +55,26 @@ def _without_first(front: int) -> Any:
         return output
 
     return strip
+
+
+def encoder_of(model: Any) -> Any:
+    """The module that computes the embeddings of P-tuning (arXiv 2103.10385); None where they are trained directly."""
+    encoders, name = getattr(model, "prompt_encoder", None), getattr(model, "active_adapter", None)
+    found = encoders[name] if encoders is not None and name in encoders else None
+    return found if found is not None and any(not key.startswith("embedding.") for key in found.state_dict()) else None
+
+
+def save_encoder(model: Any, folder: Path) -> None:
+    """Add the encoder to a checkpoint, since PEFT saves only the embeddings that it computes."""
+    from safetensors.torch import save_file
+
+    if (encoder := encoder_of(model)) is not None:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}, folder / ENCODER)
+
+
+def load_encoder(model: Any, folder: Path) -> None:
+    """Load the encoder of a checkpoint; PEFT has put the embeddings that it computed in the place of its input."""
+    from safetensors.torch import load_file
+
+    if (encoder := encoder_of(model)) is not None:
+        encoder.load_state_dict(load_file(folder / ENCODER))

@@ -14,6 +14,7 @@ from hfstrat.errors import ARTIFACT, RunError, UserError, first_line
 from hfstrat.models.load import read_json
 from hfstrat.objectives import task_of
 from hfstrat.publish.written import check_unused, complete
+from hfstrat.recipe.format import plural
 from hfstrat.tasks import artifact
 from hfstrat.tasks.artifact import PROBE_TEXT
 from hfstrat.tasks.report import Report, Result
@@ -222,7 +223,9 @@ def inputs_of(report: Report | None, tokenizer: Any) -> tuple[list[dict[str, Any
         return found, f"{len(found)} held-out examples"
     answers = report.result.answers if report and isinstance(report.result, Result) else []
     texts = [*(f"{answer.prompt}\n\n{answer.after}" for answer in answers), *PROMPTS]
-    return [{"input_ids": torch.tensor([tokenizer(text)["input_ids"][:TOKENS]])} for text in texts], f"{len(texts)} prompts"
+    return [{"input_ids": torch.tensor([tokenizer(text)["input_ids"][:TOKENS]])} for text in texts], plural(
+        len(texts), "prompt"
+    )
 
 
 def held_out(report: Report | None, tokenizer: Any) -> list[dict[str, Any]]:

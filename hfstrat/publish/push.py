@@ -17,6 +17,7 @@ from hfstrat.errors import RunError, UserError, first_line
 from hfstrat.models import fingerprint
 from hfstrat.publish import staging
 from hfstrat.recipe import format
+from hfstrat.recipe.format import plural
 from hfstrat.recipe.schema import Hub, Recipe
 from hfstrat.tasks.report import Report, read, write
 from hfstrat.tasks.report_parts import HubCommit
@@ -119,7 +120,7 @@ def publish(run: Path, report: Report, settings: Hub) -> list[str]:
         place = look(settings, "push", PATIENT)
         names = staging.stage(run, report, staged, place.repo)
         size = sum((staged / name).stat().st_size for name in names)
-        print(f"pushing          {len(names)} files, {format.file_size(size)}, to {place.repo}")
+        print(f"pushing          {plural(len(names), 'file')}, {format.file_size(size)}, to {place.repo}")
         repeated(lambda: hub.create_repo(place.repo, private=settings.private, exist_ok=True), PATIENT)
         if settings.revision and settings.revision != "main":
             repeated(lambda: hub.create_branch(place.repo, branch=settings.revision, exist_ok=True), PATIENT)
@@ -142,7 +143,7 @@ def publish(run: Path, report: Report, settings: Hub) -> list[str]:
     branch = f" on {settings.revision}" if settings.revision else ""
     return [
         f"pushed           {hub.endpoint}/{place.repo}{branch}, commit {commit.oid[:12]}",
-        f"compared         {len(names)} files were downloaded again into an empty cache: each has the same sha256",
+        f"compared         {plural(len(names), 'file')} were downloaded again into an empty cache: each has the same sha256",
     ]
 
 

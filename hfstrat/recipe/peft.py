@@ -23,14 +23,12 @@ REFUSED = {  # types that PEFT has and hfstrat does not train, and why
     "POLY": PER_TASK,
     "MULTITASK_PROMPT_TUNING": PER_TASK,
     "CPT": "it replaces the loss by one of its own, over token types that the data do not have; PROMPT_TUNING does not",
-    "ADALORA": "PEFT adds its regularization in every forward pass, so accumulated batches would give other gradients than one "
-    "large batch, and saves neither the averages nor the step of its rank allocation, so a resumed run would differ; write "
-    "`strategy: lora`",
-    "P_TUNING": "PEFT saves the embeddings that its encoder computes and not the encoder, so a stopped run would not resume; "
-    "PROMPT_TUNING trains such embeddings directly",
+    "ADALORA": "its ranks are allocated by a call after each step, from averages of gradients that PEFT keeps outside of the "
+    "model and does not save, so a resumed run would differ; its regularization is added to the loss of each forward pass, so "
+    "accumulated batches would have several times that of one large batch; write `strategy: lora`",
     "SHADOW": "PEFT declares parameters of the last block trainable that no output depends on, so they would never move",
 }
-EMBEDDED = ("PROMPT_TUNING",)  # virtual tokens before the embeddings of a text
+EMBEDDED = ("PROMPT_TUNING", "P_TUNING")  # virtual tokens before the embeddings of a text
 CACHED = ("PREFIX_TUNING", "CARTRIDGE")  # virtual tokens as keys and values of each block
 UNMERGED = (*EMBEDDED, *CACHED, "ADAPTION_PROMPT", "LILY")  # what PEFT cannot make part of the base's weights
 REQUIRED = {  # fields without which PEFT fails, and with what to begin

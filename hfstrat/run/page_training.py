@@ -208,7 +208,7 @@ def course(report: Report, result: Result) -> Section:
         Fact("Attention", plan.attention, plan.attention_because) if plan.attention else None,
         Fact("Tokens trained on", format.count(result.tokens)) if result.tokens else None,
         Fact("Setup", format.duration(result.setup_seconds), "loading, cached computations"),
-        Fact("Resumed", "yes", f"{format.count(result.session_steps)} steps in the last session")
+        Fact("Resumed", "yes", f"{format.plural(result.session_steps or 0, 'step')} in the last session")
         if result.resumed_from
         else None,
         Fact("Quantized base", result.quantization.name, format.memory(result.quantization.weight_bytes))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat import errors
 from hfstrat.models import fingerprint
+from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import Loaded, load_recipe, located
 from hfstrat.run import output_dir, page, prediction, preflight, report
 from hfstrat.tasks.report import Report, Result, write
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hfstrat.run.setup import Job
+
+FEW_STEPS = 10
 
 
 def run(loaded: Loaded, overwrite: bool = False, before_training: Callable[[Job], None] | None = None) -> Report | None:
@@ -152,11 +155,20 @@ def fit(job: Job, before: list[str]) -> float:
     for line in job.data.lines_after():
         job.screen.print(line)
     if job.trainer.best_step() == 0:
+        by_clock = bool(job.trainer.clock and job.trainer.clock.is_over)
         job.screen.print(
-            f"{'warning':<9} evaluation never improved on the untrained model, so the best checkpoint is step 0; lower "
-            "training.learning_rate, or inspect the data with `hfstrat check`"
+            f"{'warning':<9} evaluation never improved on the untrained model, so the best checkpoint is step 0; "
+            f"{_remedy(state.global_step, by_clock)}"
         )
     return time.monotonic() - started
+
+
+def _remedy(steps: int, by_clock: bool) -> str:
+    """What to change where training improved nothing: of a few steps, the first are warmup and the last have almost no rate."""
+    if steps >= FEW_STEPS:
+        return "lower training.learning_rate, or inspect the data with `hfstrat check`"
+    longer = "training.max_time" if by_clock else "training.max_steps or num_train_epochs"
+    return f"{plural(steps, 'step')}, most of them warmup and decay, are too few to learn from: raise {longer}"
 
 
 def save(job: Job) -> Path:
@@ -230,6 +242,9 @@ def present(job: Job, finished: Report) -> None:
         job.screen.print(f"no card          {type(error).__name__}: {error}", markup=False)
     for line in push.push(job.recipe, job.folder, finished):
         job.screen.print(line, markup=False)
+    tried = "chat" if job.task.text.generates else "predict"
+    ways = f"hfstrat {tried} {job.folder} tries it, hfstrat use {job.folder} prints the lines that load and serve it"
+    job.screen.print(f"next             {ways}", markup=False)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from hfstrat.data.prepare import FEW_ROWS
 from hfstrat.evaluation.suite import CONTROL, ROWS
@@ -133,9 +134,21 @@ def _baselines(report: Report, result: Result) -> Iterator[Line]:
     if bars := result.baselines:
         after = result.metrics_after.get("loss")
         if after is not None:
-            side, tone = ("below", GOOD) if after < bars.unigram else ("above", BAD)
-            loss = format.metric("loss", bars.unigram)
-            yield Line(f"The loss is {side} that of predicting token frequencies alone ({loss} nats per token).", tone)
+            yield _frequencies(bars.unigram, after, result.measured.get(ROWS))
+
+
+def _frequencies(unigram: float, after: float, measured: Any) -> Line:
+    """The loss beside that of predicting token frequencies alone, by the interval of the loss where there is one."""
+    own: Estimate | None = measured.after.get("loss") if measured else None
+    low, high = (own.low, own.high) if own else (None, None)
+    alone = f"that of predicting token frequencies alone ({format.metric('loss', unigram)} nats per token)"
+    text = f"The loss{bounds('loss', own)}"
+    if low is None or high is None:
+        side = "below" if after < unigram else "above"
+        return Line(f"{text} is {side} {alone}, without an interval, since there are too few examples.", UNCLEAR)
+    if low <= unigram <= high:
+        return Line(f"{text} does not differ from {alone}.", UNCLEAR)
+    return Line(f"{text} is {'below' if high < unigram else 'above'} {alone}.", GOOD if high < unigram else BAD)
 
 
 def _about(one: SimpleModel) -> str:

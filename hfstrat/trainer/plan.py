@@ -12,6 +12,7 @@ import numpy as np
 
 from hfstrat.errors import UserError, first_line
 from hfstrat.recipe import format
+from hfstrat.recipe.format import plural
 from hfstrat.recipe.schema import Recipe, Training
 from hfstrat.recipe.section import seconds
 
@@ -91,7 +92,7 @@ class Plan:
     @property
     def length(self) -> str:
         """The length of the run in words: '120 steps (3.00 epochs)', 'at most 10m 00s', or both."""
-        parts = [f"{self.steps:,} steps{self.times}"] if self.steps < ENDLESS else []
+        parts = [f"{plural(self.steps, 'step')}{self.times}"] if self.steps < ENDLESS else []
         parts += [f"at most {format.duration(self.time_limit)}"] if self.time_limit else []
         return ", ".join(parts)
 

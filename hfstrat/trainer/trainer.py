@@ -20,7 +20,7 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
 from hfstrat import errors
-from hfstrat.models import converted
+from hfstrat.models import converted, virtual_tokens
 from hfstrat.trainer import checkpoints, distributed, sharded
 from hfstrat.trainer.callbacks import Clock
 from hfstrat.trainer.resumable import Resumable
@@ -220,14 +220,23 @@ class StrategyTrainer(Resumable, Trainer):
         best = self.state.best_model_checkpoint
         return checkpoints.step_of(Path(best)) if best and self.args.load_best_model_at_end else None
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in Trainer; a checkpoint also gets what computes the virtual tokens."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save and output_dir is not None:
+            virtual_tokens.save_encoder(self.accelerator.unwrap_model(self.model), Path(output_dir))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self._load_converted(resume_from_checkpoint, model or self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            virtual_tokens.load_encoder(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if not self._load_converted(str(self.state.best_model_checkpoint), self.model):
+        best = str(self.state.best_model_checkpoint)
+        if not self._load_converted(best, self.model):
             sharded.reshard(self.model)
             super()._load_best_model()
+            virtual_tokens.load_encoder(self.accelerator.unwrap_model(self.model), Path(best))
 
     def _load_converted(self, folder: str, model: Any) -> bool:
         """Load weights that transformers converted on saving; False if Trainer reads this checkpoint as it is."""

@@ -18,6 +18,7 @@ from helpers.scripts import check_script
 from huggingface_hub import JobHardware
 
 from hfstrat.clusters import hf_jobs
+from hfstrat.clusters.job import default_name
 from hfstrat.errors import UserError
 
 pytest_plugins = ["helpers.launches"]
@@ -58,7 +59,7 @@ def test_attempts_resume_and_the_result_is_fetched(
     sent = yaml.safe_load(text)
     assert sent["training"]["learning_rate"] == 1e-3
     for path in (sent["model"], sent["data"]["train"]):  # what the job reads was uploaded
-        assert (hub.bucket("me/hfstrat-runs") / "hfstrat-chat" / path).exists()
+        assert (hub.bucket("me/hfstrat-runs") / default_name("runs/chat", shared=True) / path).exists()
     assert TOKEN not in shown
     assert not any(TOKEN in file.read_text() for file in (tmp_path / "runs" / "chat.launch").iterdir())
 
@@ -99,7 +100,9 @@ def test_cancel_saves_first(launch: Any, source: str, planned: Callable[..., Pat
         launch(source, *ON, "--upload")
     hub.running["0"].terminate()
     engines.wait_for(lambda: hub.stages["0"] == "ERROR")
-    assert (hub.bucket("me/hfstrat-runs") / "hfstrat-chat" / "run" / "checkpoint-1" / "weights").exists()
+    assert (
+        hub.bucket("me/hfstrat-runs") / default_name("runs/chat", shared=True) / "run" / "checkpoint-1" / "weights"
+    ).exists()
 
 
 def test_a_container_needs_no_packages(launch: Any, source: str, planned: Callable[..., Path], hub: LoopbackJobs) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hfstrat import errors
 from hfstrat.clusters import job as jobs
 from hfstrat.clusters import paths, prices, remote
+from hfstrat.clusters.slurm import Slurm
 from hfstrat.errors import UserError
 from hfstrat.recipe.schema import Recipe
 
@@ -299,10 +300,37 @@ def test_jobs_of_two_output_folders_have_two_names() -> None:
     """In a bucket, jobs of one name share a folder."""
     folders = [f"runs/{'long-' * 10}seed{seed}" for seed in (1, 2)]
     folders += ["runs/chat", "runs/a/chat", "runs/b/chat", "other/chat", "runs/Chat", "/data/runs/chat", "runs/???"]
-    names = [jobs.default_name(folder) for folder in folders]
-    assert len(set(names)) == len(names)
-    assert names[2] == "hfstrat-chat"
-    assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name) for name in names)
+    for shared in (False, True):
+        names = [jobs.default_name(folder, shared) for folder in folders]
+        assert len(set(names)) == len(names)
+        assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name) for name in names)
+    assert jobs.default_name("runs/chat", shared=False) == "hfstrat-chat"
+
+
+def test_projects_with_the_same_output_dir_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the same name from its own folder again, so that a second launch resumes."""
+    names: dict[str, set[str]] = {}
+    for project in ("one", "two", "one"):
+        (tmp_path / project).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / project)
+        names.setdefault(project, set()).add(jobs.default_name("runs/chat", shared=True))
+    assert [len(found) for found in names.values()] == [1, 1]
+    assert not names["one"] & names["two"]
+
+
+def test_a_job_beside_that_of_another_engine_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both would write one result. Where the first has ended, the second may begin."""
+    from hfstrat.cli import launch as command
+    from hfstrat.clusters.engine import Submitted
+
+    job = SimpleNamespace(output_dir=Path("runs/chat"), folder=Path("runs/chat.launch"))
+    earlier = Submitted("slurm", "7", "hfstrat-chat", "2026-01-01")
+    for active, said in ((True, "job 7 for runs/chat.* waits or runs already"), (None, "remove runs/chat.launch/launch.json")):
+        monkeypatch.setattr(Slurm, "waits_or_runs", staticmethod(lambda submitted, active=active: active))
+        with pytest.raises(UserError, match=said):
+            command._check_other(job, earlier)
+    monkeypatch.setattr(Slurm, "waits_or_runs", staticmethod(lambda submitted: False))
+    command._check_other(job, earlier)
 
 
 def test_files_whose_rows_name_files_get_a_note(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from helpers.scripts import check_script
 
 from hfstrat.clusters import job as jobs
 from hfstrat.clusters import skypilot
+from hfstrat.clusters.job import default_name
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_recipe
 
@@ -96,7 +97,7 @@ def test_skypilot_accepts_the_tasks(source: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
     for options, (name, nodes, accelerators, spot, recovery) in zip(TASKS, found, strict=True):
-        assert (name, nodes) == ("hfstrat-chat", options.get("nodes", 1))
+        assert (name, nodes) == (default_name("runs/chat", shared=True), options.get("nodes", 1))
         assert accelerators == ({options["gpu_type"]: options["gpus"]} if options["gpus"] else None)
         assert spot == options.get("spot", False)
         assert ("max_restarts_on_errors" in recovery) == ("storage" in options or "volume" in options)
@@ -131,13 +132,13 @@ def test_a_cluster_keeps_the_result_on_its_disk(
     words = ("--on", "skypilot", "--gpus", "0", "--secret", "MY_SECRET", "--env", "EXTRA=1", *PACKAGE)
     assert launch(source, *words) == 0
     shown = capfd.readouterr().out
-    assert "`sky down hfstrat-chat` removes it" in shown
+    assert f"`sky down {default_name('runs/chat', shared=True)}` removes it" in shown
     assert "1 machine x no GPU, 1 process, no restart" in shown
     assert "s3cret" not in shown
     assert "s3cret" not in (tmp_path / "runs" / "chat.launch" / "task.yaml").read_text()
     assert launch(source, *words, "--fetch") == 0
     assert "result    runs/chat: done" in capfd.readouterr().out
-    assert "SECRET=s3cret-value" in (cluster / "hfstrat-chat.log").read_text()
+    assert "SECRET=s3cret-value" in (cluster / f"{default_name('runs/chat', shared=True)}.log").read_text()
 
 
 @pytest.mark.slow

@@ -394,7 +394,7 @@ def test_crowds_and_unused_categories_are_counted(tmp_path: Path) -> None:
         content["categories"].append({"id": 99, "name": "violet"})
 
     text = "\n".join(read(_coco(change)(tmp_path / "data")).lines())
-    assert "1 boxes of crowds (iscrowd) are left out" in text
+    assert "1 box of crowds (iscrowd) left out" in text
     assert "categories without a box are no classes here: violet" in text
 
 
@@ -438,7 +438,7 @@ def test_images_without_a_row_of_metadata_are_named(images: Path, tmp_path: Path
     root = folder_of_boxes(tmp_path / "data", COUNT)
     assert "not read" not in "\n".join(read(root).lines())
     scene(3)[0].save(root / "more.png")
-    assert "1 images are not read, since metadata.jsonl does not name them: more.png" in "\n".join(read(root).lines())
+    assert "1 image not read, not named by metadata.jsonl: more.png" in "\n".join(read(root).lines())
 
 
 @pytest.mark.parametrize("as_list", [True, False])

@@ -118,7 +118,7 @@ def test_statistics_name_images_tokens_and_broken_files(llava: ChatProcessor, tm
     rows.append({"messages": [user(IMAGE, ASK), ANSWER], "images": ["bad.png"]})
     data = prepare(Data.model_validate({"train": str(write(tmp_path, rows)), "eval_size": 5}), llava, 0)
     lines = "\n".join(data.lines())
-    assert "1 image cannot be read and are left out" in lines
+    assert "left out: 1 image that cannot be read" in lines
     assert "bad.png" in lines
     facts = data.image_facts()
     assert facts["most_images"] == 1

@@ -354,7 +354,7 @@ def test_a_few_unreadable_recordings_are_left_out_and_named(tmp_path: Path, proc
     (folder / "low" / "broken.wav").write_bytes(b"")
     found = read(folder, processor)
     assert len(found.train) + len(found.eval) == 30
-    assert "warning: 1 recording cannot be read and are left out" in "\n".join(found.lines())
+    assert "warning: left out: 1 recording that cannot be read" in "\n".join(found.lines())
 
 
 # batches

@@ -114,6 +114,22 @@ CONFIGS: dict[str, Sample] = {
         },
         {"save_strategy": "missing", "model_init_kwargs.device_map": "missing", "max_grad_norm": "missing", "fsdp": "missing"},
     ),
+    "adapter of another type": Sample(
+        "TRL",
+        {
+            "base_model_name_or_path": "acme/base-1b",
+            "peft_type": "LOHA",
+            "r": 4,
+            "alpha": 16,
+            "module_dropout": 0.0,
+            "inference_mode": True,
+            "task_type": "CAUSAL_LM",
+            "dataset_name": "acme/chats",
+        },
+        {"strategy.name": "peft", "strategy.peft_type": "LOHA", "strategy.r": 4, "strategy.alpha": 16},
+        {"module_dropout": "default"},
+        tool="trl-sft",
+    ),
     "trl mixture": Sample(
         "TRL",
         {
@@ -271,7 +287,13 @@ CONFIGS: dict[str, Sample] = {
                 {"path": "acme/more", "columns": {"turns": "messages"}},
             ],
         },
-        {"special_tokens": "missing", "deepspeed": "missing", "datasets[3].split_thinking": "missing", "strict": "default"},
+        {
+            "special_tokens": "default",
+            "deepspeed": "missing",
+            "datasets[3].split_thinking": "missing",
+            "strict": "default",
+            "gradient_checkpointing": "attention",
+        },
     ),
     "axolotl full": Sample(
         "axolotl",
@@ -322,8 +344,73 @@ CONFIGS: dict[str, Sample] = {
         "axolotl",
         AXOLOTL
         | {"datasets": [{"path": "p", "type": "chatml.intel"}], "rl": "ipo", "rl_beta": 0.2, "adapter": "lora", "lora_r": 8},
-        {"objective.name": "dpo", "objective.loss_type": "ipo", "objective.beta": 0.2, "strategy.r": 8},
-        {"datasets[0].type": "attention"},
+        {
+            "objective.name": "dpo",
+            "objective.loss_type": "ipo",
+            "objective.beta": 0.2,
+            "strategy.r": 8,
+            "data.train": [{"path": "p", "columns": {"question": "prompt"}}],
+        },
+    ),
+    "axolotl simpo": Sample(
+        "axolotl",
+        AXOLOTL | {"datasets": [{"path": "p", "field_chosen": "good", "field_rejected": "bad"}], "rl": "simpo"},
+        {
+            "objective.name": "simpo",
+            "objective.beta": 0.1,
+            "objective.simpo_gamma": 0.5,
+            "data.train": [{"path": "p", "columns": {"good": "chosen", "bad": "rejected"}}],
+        },
+        {"cpo_alpha": "missing"},
+    ),
+    "axolotl random weights": Sample(
+        "axolotl",
+        AXOLOTL
+        | {
+            "pretraining_dataset": [{"path": "acme/web", "text_column": "body", "skip": 10}],
+            "sequence_len": 1024,
+            "max_steps": 50,
+            "reinit_weights": True,
+            "tf32": "auto",
+        },
+        {
+            "strategy.name": "scratch",
+            "data.streaming": True,
+            "data.max_length": 1024,
+            "data.eval_size": 100,
+            "data.train": [{"path": "acme/web", "columns": {"body": "text"}}],
+        },
+        {"pretraining_dataset[0].skip": "missing", "data.eval_size": "attention", "tf32": "default"},
+    ),
+    "axolotl images": Sample(
+        "axolotl",
+        AXOLOTL
+        | {
+            "datasets": [
+                {"path": "json", "data_files": ["a.jsonl", "b.jsonl"], "type": "chat_template", "chat_template": "gemma3"}
+            ],
+            "adapter": "lora",
+            "lora_target_modules": r"model.language_model.layers.[\d]+.(mlp|self_attn).(up|down|q|v)_proj",
+            "processor_type": "AutoProcessor",
+            "processor_kwargs": {"max_pixels": 65536},
+            "plugins": ["axolotl.integrations.liger.LigerPlugin", "axolotl.integrations.kd.KDPlugin"],
+            "generate_samples": True,
+            "num_generation_samples": 5,
+        },
+        {
+            "task": "image-text-to-text",
+            "strategy.target_modules": ["up_proj", "down_proj", "q_proj", "v_proj"],
+            "image.processor_kwargs": {"max_pixels": 65536},
+            "data.train": ["a.jsonl", "b.jsonl"],
+            "evaluation.samples": 5,
+            "evaluation.max_new_tokens": 50,
+        },
+        {
+            "processor_type": "attention",
+            "lora_target_modules": "attention",
+            "plugins": "missing",
+            "datasets[0].chat_template": "missing",
+        },
     ),
     "axolotl grpo": Sample(
         "axolotl",
@@ -393,12 +480,35 @@ CONFIGS: dict[str, Sample] = {
         "LLaMA-Factory",
         LLAMA_FACTORY | {"finetuning_type": "freeze", "freeze_trainable_layers": 3, "lora_rank": 4, "streaming": False},
         {"strategy.name": "partial", "strategy.last_n_layers": 3, "strategy.head": False, "training.learning_rate": 5e-5},
-        {"lora_rank": "missing"},
+        {"lora_rank": "default"},
     ),
     "llama-factory full from random weights": Sample(
         "LLaMA-Factory",
         LLAMA_FACTORY | {"stage": "pt", "finetuning_type": "full", "train_from_scratch": True, "mask_history": False},
         {"strategy.name": "scratch", "data.max_length": 2048, "training.global_batch_tokens": 8 * 2048},
+    ),
+    "llama-factory oft": Sample(
+        "LLaMA-Factory",
+        LLAMA_FACTORY | {"finetuning_type": "oft", "oft_block_size": 16, "oft_target": "q_proj,v_proj", "lora_rank": 4},
+        {
+            "strategy.name": "peft",
+            "strategy.peft_type": "OFT",
+            "strategy.oft_block_size": 16,
+            "strategy.target_modules": ["q_proj", "v_proj"],
+        },
+        {"lora_rank": "default"},
+    ),
+    "llama-factory images": Sample(
+        "LLaMA-Factory",
+        LLAMA_FACTORY
+        | {"freeze_multi_modal_projector": False, "image_max_pixels": 65536, "video_maxlen": 8, "dataset_dir": "ONLINE"},
+        {
+            "task": "image-text-to-text",
+            "strategy.freeze": ["vision"],
+            "image.processor_kwargs": {"max_pixels": 65536},
+            "data.train": "mine",
+        },
+        {"video_maxlen": "missing", "freeze_multi_modal_projector": "attention"},
     ),
     "llama-factory dpo": Sample(
         "LLaMA-Factory",

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,65 @@ def test_defaults_that_are_written_are_those_of_the_installed_trl(converted: Mig
         assert recipe.objective.model_dump()["max_completion_length"] == defaults["max_completion_length"]
 
 
+AXOLOTL_SOURCE = """
+class Lora(BaseModel):
+    lora_r: int | None = None
+    {lora}: int = 0
+class AxolotlInputConfig(Lora, Other):
+    base_model: str = Field(description="model")
+    CONSTANT = 1
+class TRLConfig(BaseModel):
+    {trl}: float | None = None
+class Inner(BaseModel):
+    path: str
+"""
+
+
+@pytest.mark.parametrize(("lora", "trl", "lacking"), [("lora_alpha", "beta", ""), ("new_key", "newer", "new_key\ntrl.newer\n")])
+def test_keys_of_a_release_are_compared_with_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lora: str, trl: str, lacking: str
+) -> None:
+    """The fields of the config, of its bases and of its sections; not those of classes that are values."""
+    from scripts import foreign_keys
+
+    file = tmp_path / "axolotl" / "utils" / "schemas" / "config.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(AXOLOTL_SOURCE.format(lora=lora, trl=trl), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["foreign_keys.py", "axolotl", str(tmp_path)])
+    assert foreign_keys.main() == bool(lacking)
+    assert capsys.readouterr().out == lacking
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        (r".*\.(q_proj|v_proj)$", ["q_proj", "v_proj"]),
+        (r"layers\.\d+\.self_attn\.(?:q|k)_proj", ["q_proj", "k_proj"]),
+        (r".*self_attn.q_proj|.*mlp.up_proj", None),  # the end is that of one alternative
+        (r"layers\.(self_attn\.q_proj|mlp\.up_proj)", None),
+        (r".*", None),
+    ],
+)
+def test_a_regular_expression_of_modules_gives_names_that_it_matches(
+    converted: Migrate, pattern: str, names: list[str] | None
+) -> None:
+    done = converted(BASES["axolotl"] | {"adapter": "lora", "lora_target_modules": pattern}, "axolotl")
+    assert done.recipe.strategy.model_dump()["target_modules"] == (names or "all-linear")
+    for name in names or []:
+        assert re.fullmatch(pattern, f"layers.0.self_attn.{name}")
+    assert "lora_target_modules" in noted(done, "attention" if names else "missing")
+
+
+@pytest.mark.parametrize("tool", ["trl", "axolotl"])
+def test_a_step_of_grpo_counts_prompts(converted: Migrate, tool: str) -> None:
+    """Their batches count answers, ours prompts."""
+    keys = {"trl": "per_device_train_batch_size", "axolotl": "micro_batch_size"}
+    config = BASES[tool] | {keys[tool]: 8, "gradient_accumulation_steps": 2}
+    inner = {"num_generations": 4, "reward_funcs": ["rewards.f"]}
+    done = converted(config | (inner if tool == "trl" else {"rl": "grpo", "trl": inner}), tool)
+    assert done.recipe.training.global_batch_size == 8 * 2 // 4
+
+
 # own samples
 
 
@@ -174,11 +234,12 @@ def test_data_sets_of_llama_factory_are_looked_up(converted: Migrate) -> None:
     assert done.recipe.model_dump()["data"]["train"] == [
         {"path": "data/chats.json", "columns": {"turns": "conversations"}},
         {"path": "acme/openai", "split": "train_sft", "columns": {"dialog": "messages"}},
-        {"path": "data/t.jsonl", "columns": {"q": "instruction", "a": "output"}},
+        {"path": "data/t.jsonl", "columns": {"q": "instruction", "a": "output", "i": "images"}},
         "data/x.json",
     ]
     named = {note.key for note in done.notes}
-    assert {"tables.images", "tables.num_samples", "dataset"} <= named
+    assert {"tables.num_samples", "dataset"} <= named
+    assert (done.recipe.task, done.recipe.strategy.model_dump()["freeze"]) == ("image-text-to-text", ["vision", "projector"])
     infos = {"pairs": {"file_name": "p.json", "ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}}}
     Path("data/dataset_info.json").write_text(json.dumps(infos))
     done = converted({"model_name_or_path": "m", "stage": "dpo", "finetuning_type": "lora", "dataset": "pairs"})

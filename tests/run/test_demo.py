@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.commands import DATA, MODEL, quickstart
@@ -13,16 +14,25 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    ["{name: lora, r: 16}", "{name: partial, last_n_layers: 4}"],
-    ids=["lora", "partial"],
-)
-def test_a_real_model_trains_and_reloads(tmp_path: Path, strategy: str) -> None:
-    result = quickstart(tmp_path, f"strategy={strategy}")
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder and the result of a run of the quickstart."""
+    place = tmp_path_factory.mktemp("quickstart")
+    return place / "run", quickstart(place)
+
+
+def test_a_real_model_trains_and_reloads(adapter: tuple[Path, dict[str, Any]]) -> None:
+    _, result = adapter
     assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"] - 0.3
     assert result["verified"]["bit_equal"]
     assert len(result["answers"]) == 3
+
+
+def test_blocks_of_a_real_model_are_trained(tmp_path: Path) -> None:
+    short = ("training.max_steps=3", "training.eval_steps=3", "evaluation.samples=0")
+    result = quickstart(tmp_path, "strategy={name: partial, last_n_layers: 4}", *short)
+    assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"]
+    assert result["verified"]["bit_equal"]
 
 
 def test_a_gguf_file_is_a_base_like_any_other(tmp_path: Path) -> None:
@@ -37,14 +47,16 @@ def test_a_gguf_file_is_a_base_like_any_other(tmp_path: Path) -> None:
     assert result["verified"]["max_difference"] == 0
 
 
-def test_a_trained_adapter_generates_and_merges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trained_adapter_generates_and_merges(
+    adapter: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from hfstrat.cli import inference
     from hfstrat.publish import merge
     from hfstrat.tasks.generation import How
 
-    quickstart(tmp_path, "evaluation.samples=1")
+    folder = str(adapter[0])
     prompt = "Describe this Python function in one sentence.\n\n```python\ndef add(a, b):\n    return a + b\n```"
-    inference.generate(str(tmp_path / "run"), [prompt], None, None, How(16))
+    inference.generate(folder, [prompt], None, None, How(16))
     assert capsys.readouterr().out.strip()
-    merge.merge(str(tmp_path / "run"), tmp_path / "merged")
+    merge.merge(folder, tmp_path / "merged")
     assert float(capsys.readouterr().out.split("= ")[1].split()[0]) < 1e-2

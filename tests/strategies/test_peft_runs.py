@@ -22,8 +22,8 @@ from hfstrat.recipe.peft import UNMERGED
 from hfstrat.run import preflight
 
 EVERY = os.environ.get("HFSTRAT_EVERY_TYPE")  # ten minutes
-MERGED = TRAINED if EVERY else ["PROMPT_TUNING", "IA3", "LN_TUNING", "VERA", "BEFT", "OSF"]
-RESUMED = TRAINED if EVERY else ["PREFIX_TUNING", "VERA", "SHIRA", "OSF"]
+MERGED = TRAINED if EVERY else ["PROMPT_TUNING", "P_TUNING", "IA3", "LN_TUNING", "VERA", "BEFT", "OSF"]
+RESUMED = TRAINED if EVERY else ["P_TUNING", "VERA", "SHIRA", "OSF"]
 SHORT = ("training.max_steps=3", "training.eval_steps=1", "evaluation.eval_on_start=false", "data.eval_size=4")
 
 

@@ -20,6 +20,7 @@ from hfstrat.data import cache
 from hfstrat.data.prepare import PreparedData
 from hfstrat.data.render import IGNORED
 from hfstrat.models.blocks import evaluating
+from hfstrat.recipe.format import plural
 from hfstrat.tasks.artifact import inner_of
 from hfstrat.tasks.generation import continued, end_tokens, room
 from hfstrat.trainer.cached_columns import cache_inputs, digest_of_weights, groups_of, read_column, write_column
@@ -59,7 +60,7 @@ def sampled(model: nn.Module, data: TrainData, prepared: PreparedData, most: int
         return {"rows": json.dumps(rows)}
 
     name = cache.fingerprint({**inputs, **cache_inputs(data.unpacked, inner, data.dtype)})
-    entry = data.group.fetch("reference_answers", name, f"{len(prompts)} answers of a reference", build)
+    entry = data.group.fetch("reference_answers", name, f"{plural(len(prompts), 'answer')} of a reference", build)
     return Sampled(json.loads(entry.value["rows"]), read_column(entry.path, COLUMN).to_numpy())
 
 

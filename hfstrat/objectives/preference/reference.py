@@ -21,6 +21,7 @@ from hfstrat.data import cache
 from hfstrat.data.splits import column, distinct
 from hfstrat.models.blocks import evaluating
 from hfstrat.objectives.preference.collate import REFERENCE, split_others
+from hfstrat.recipe.format import plural
 from hfstrat.tasks.artifact import inner_of
 from hfstrat.trainer.cached_columns import (
     WithColumn,
@@ -46,7 +47,8 @@ def with_reference(model: nn.Module, data: TrainData) -> TrainData:
     seconds = time.monotonic() - started
     how = f"computed in {seconds:.1f} s" if computed else "loaded from the cache"
     data.say(
-        f"{'reference':<9} log-probabilities of {rows:,} rows by the untrained model, {how}: training needs no second model"
+        f"{'reference':<9} log-probabilities of {plural(rows, 'row')} by the untrained model, {how}: "
+        "training needs no second model"
     )
     data = replace(data, facts={**data.facts, "reference": {"rows": rows, "seconds": seconds, "computed": computed}})
     return data.with_rows(data.collate, found["train"][0], found["eval"][0])
@@ -75,7 +77,7 @@ def _column(model: nn.Module, data: TrainData, rows: Any, weights: str) -> tuple
         built.append(True)
         write_column(target, REFERENCE, pa.list_(pa.float32(), 2), _computed(model, data, rows, first[order], size))
 
-    text = f"log-probabilities of a reference for {len(first):,} rows"
+    text = f"log-probabilities of a reference for {plural(len(first), 'row')}"
     entry = data.group.fetch("reference", cache.fingerprint(inputs), text, build, BYTES * len(first))
     values = read_column(entry.path, REFERENCE)
     table = np.concatenate([chunk.flatten().to_numpy().reshape(-1, 2) for chunk in values.chunks])

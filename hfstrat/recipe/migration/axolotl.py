@@ -6,11 +6,11 @@ from typing import Any
 
 from hfstrat.errors import UserError
 from hfstrat.recipe.migration import trainer_arguments as shared
-from hfstrat.recipe.migration import trl
+from hfstrat.recipe.migration import trl, trl_grpo
 from hfstrat.recipe.migration.axolotl_data import sources
+from hfstrat.recipe.migration.axolotl_others import OTHERS
 from hfstrat.recipe.migration.rewards import rewards
 from hfstrat.recipe.migration.rules import (
-    UNSET,
     Draft,
     Gone,
     Look,
@@ -26,9 +26,9 @@ from hfstrat.recipe.migration.rules import (
     read_with,
     same,
     turned,
-    useless,
     whole,
 )
+from hfstrat.recipe.migration.targets import target_modules
 
 OBJECTIVES = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo"}
 ATTENTION = {
@@ -38,12 +38,8 @@ ATTENTION = {
     "eager_attention": "eager",
 }
 IN_SHORT = {"flash": "flash_attention_2", "sdpa": "sdpa", "flex": "flex_attention", "eager": "eager"}
-FROM_CONFIG = "the class comes from the model's config"
-KERNELS = "the loss is computed in chunks, and no other kernels are replaced"
-CACHED = "rows are prepared once, and cached"
-TRACKED = "training.report_to names the trackers; their settings are environment variables"
 QUANTIZED = "of adapter: qlora, load_in_4bit and load_in_8bit"
-ALGORITHM = "it is not offered"
+SAMPLES = "with generate_samples: true"
 
 
 def _patterns(value: Any) -> Any:
@@ -67,10 +63,30 @@ def _template(value: Any) -> Any:
 
 def _special(value: Any) -> Any:
     """The tokens of `special_tokens` that are new ones."""
-    tokens = value.get("additional_special_tokens") if isinstance(value, dict) else None
-    if tokens:
-        return Look(as_list(tokens), "the other tokens of special_tokens are those of the tokenizer")
-    return Gone("the tokenizer's own are used; new ones are given as model.add_tokens")
+    given = {name for name, token in value.items() if token} if isinstance(value, dict) else {"special_tokens"}
+    if "additional_special_tokens" in given:
+        return Look(
+            as_list(value["additional_special_tokens"]), "the other tokens of special_tokens are those of the tokenizer"
+        )
+    if given <= {"pad_token", "unk_token"}:
+        return Off("padding has neither loss nor attention, whatever its token")
+    return Gone(
+        "bos_token and eos_token are those of the tokenizer; for others save a changed one, and set model.tokenizer to it"
+    )
+
+
+def _tokens(value: Any) -> Any:
+    """New tokens; an older form names the special ones."""
+    return _special(value) if isinstance(value, dict) else as_list(value)
+
+
+def _one_loss(value: Any) -> Any:
+    losses = as_list(value)
+    return losses[0] if len(losses) == 1 else Look(losses[0], f"a sum of losses is not offered; {losses[0]} is used")
+
+
+def _recomputed(value: Any) -> Any:
+    return value if isinstance(value, bool) else Look(True, f"{value}: activations are recomputed, and not moved to the CPU")
 
 
 def _jinja(value: Any) -> Any:
@@ -107,7 +123,7 @@ RULES: Rules = {
     "lora_r": turned("strategy.r", whole),
     "lora_alpha": turned("strategy.lora_alpha", whole),
     "lora_dropout": turned("strategy.lora_dropout", number),
-    "lora_target_modules": turned("strategy.target_modules", trl.target_modules),
+    "lora_target_modules": turned("strategy.target_modules", target_modules),
     "lora_target_linear": chosen(
         "strategy.target_modules", {True: Off("all linear layers are the default"), False: Off("it is switched off")}
     ),
@@ -118,21 +134,19 @@ RULES: Rules = {
     "peft_use_rslora": same("strategy.use_rslora"),
     "peft_init_lora_weights": chosen("strategy.init_lora_weights", trl.INITS, other=Gone("it is not offered")),
     "unfrozen_parameters": turned("strategy.patterns", _patterns),
+    "trl": read_with("its keys are trl.KEY below", "objective.name"),
     "rl": read_with("dpo, ipo, kto, orpo, simpo or grpo", "objective.name"),
     **keys("rl_beta orpo_alpha dpo_beta trl.beta", turned("objective.beta", number)),
     "kto_desirable_weight": turned("objective.desirable_weight", number),
     "kto_undesirable_weight": turned("objective.undesirable_weight", number),
     "simpo_gamma": turned("objective.simpo_gamma", number),
     "dpo_label_smoothing": turned("objective.label_smoothing", number),
-    **keys(
-        "rpo_alpha cpo_alpha dpo_use_weighting dpo_norm_loss", gone("a sum of losses is not offered", (None, False, 0, 0.0))
-    ),
-    "dpo_use_logits_to_keep": useless("only supervised positions go through the head"),
-    **{f"trl.{key}": rule for key, rule in trl.OF_GRPO.items()},
+    "cpo_alpha": gone("a sum of losses is not offered; simpo is cpo_alpha: 0", (None, 0, 0.0)),
+    "dpo_loss_type": turned("objective.loss_type", _one_loss),
+    **{f"trl.{key}": rule for key, rule in trl_grpo.OF_GRPO.items()},
     "trl.max_completion_length": turned("objective.max_completion_length", whole),
     "trl.loss_type": same("objective.loss_type"),
-    **keys("trl.sync_ref_model trl.ref_model_mixup_alpha trl.ref_model_sync_steps", gone(trl.REFERENCE, (None, False))),
-    **keys("vllm trl.vllm_dtype trl.use_data_producer", gone(trl.VLLM)),
+    "trl.chat_template_kwargs": same("data.chat_template_kwargs"),
     **keys("datasets pretraining_dataset", read_with("path, name, split, revision, type and field names", "data.train")),
     "test_datasets": read_with("the same", "data.eval"),
     "val_set_size": turned("data.eval_size", _held_out),
@@ -144,7 +158,7 @@ RULES: Rules = {
     "chat_template_jinja": turned("data.template", _jinja),
     "chat_template_kwargs": same("data.chat_template_kwargs"),
     **keys("roles_to_train train_on_eos", read_with("of each data set", "data.train_on")),
-    "tokens": turned("model.add_tokens", as_list),
+    "tokens": turned("model.add_tokens", _tokens),
     "special_tokens": turned("model.add_tokens", _special),
     "num_epochs": turned("training.num_train_epochs", number),
     "optimizer": chosen("training.optim", shared.OPTIMIZERS, other=shared.OTHER_OPTIMIZER),
@@ -162,86 +176,20 @@ RULES: Rules = {
     "hub_model_id": read_with("with hub.push_to_hub", "hub.repo_id", "hub.push_to_hub"),
     **keys("use_wandb use_mlflow use_tensorboard use_trackio wandb_project", read_with("their names", "training.report_to")),
     **keys("wandb_name wandb_run_name mlflow_run_name", extra("run_name")),
-    **keys(
-        "wandb_entity wandb_watch wandb_run_id wandb_log_model wandb_mode mlflow_tracking_uri mlflow_experiment_name "
-        "hf_mlflow_log_artifacts",
-        gone(TRACKED),
-    ),
-    **keys("use_comet comet_project_name comet_api_key comet_workspace use_swanlab swanlab_project", gone(TRACKED)),
-    **keys(
-        "xformers_attention s2_attention", gone("the implementations are sdpa, flash_attention_2, flex_attention and eager")
-    ),
     **keys("bfloat16 float16", read_with("of bf16 and fp16", "model.dtype")),
     "float32": chosen("model.dtype", {True: "float32", False: Off("it is switched off")}),
-    **keys("fp8 fp8_enable_fsdp_float8_all_gather qat quantization", gone("training in 8 or 4 bits per weight is not offered")),
-    **keys("gptq gptq_bits bnb_config_kwargs peft loftq_config", gone("model.quantization: int8, nf4 or fp4")),
-    **keys("peft_layers_to_transform peft_layers_pattern peft_layer_replication", gone("all layers get an adapter")),
-    **keys("peft_trainable_token_indices", gone("model.add_tokens trains the embeddings of new tokens")),
-    **keys(
-        "loraplus_lr_ratio loraplus_lr_embedding lr_groups embedding_lr embedding_lr_scale",
-        gone("one learning rate holds for all weights"),
-    ),
-    **keys(
-        "relora relora_prune_ratio relora_prune_method relora_cpu_offload jagged_restart_steps", gone("ReLoRA is not offered")
-    ),
-    **keys(
-        "cosine_min_lr_ratio cosine_constant_lr_ratio lr_quadratic_warmup lr_div_factor",
-        gone("the schedules are those of transformers"),
-    ),
-    **keys(
-        "sequence_parallel_degree context_parallel_size tensor_parallel_size ring_attn_func heads_k_stride",
-        gone("sequences and layers are not split over devices"),
-    ),
-    **keys("reward_model process_reward_model", gone("reward models are not trained in this version")),
-    **keys(
-        "use_pose pose_split_on_token_ids pose_max_context_len pose_num_chunks",
-        gone("longer contexts are not simulated", UNSET),
-    ),
-    **keys(
-        "num_labels eval_table_size do_bench_eval bench_dataset do_causal_lm_eval eval_causal_lm_metrics",
-        gone("evaluation.metrics and evaluation.samples measure answers"),
-    ),
-    **keys(
-        "default_system_message eot_tokens drop_system_message", gone("the template decides it; rows may have a column system")
-    ),
-    **keys("min_sample_len", gone("short rows are kept")),
-    **keys("max_prompt_len", gone("data.max_length holds for prompt and answer together")),
-    **keys("curriculum_sampling", gone("the order is random, or grouped by length")),
-    **keys("loss_watchdog_threshold loss_watchdog_patience", gone("a loss that is not finite ends the run with exit code 3")),
-    **keys("lisa_n_layers lisa_step_interval lisa_layers_attr llama4_linearized_experts", gone(ALGORITHM)),
-    **keys(
-        "base_model_config model_type tokenizer_type processor_type tokenizer_use_fast tokenizer_legacy "
-        "tokenizer_use_mistral_common is_llama_derived_model is_mistral_derived_model is_falcon_derived_model "
-        "is_qwen_derived_model type_of_model",
-        useless(FROM_CONFIG),
-    ),
-    **keys(
-        "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel liger_rope liger_rms_norm liger_glu_activation "
-        "liger_layer_norm liger_swiglu liger_fused_linear_cross_entropy liger_cross_entropy cut_cross_entropy plugins "
-        "unsloth_cross_entropy_loss unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o unsloth_rms_norm unsloth_rope "
-        "flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp chunked_cross_entropy",
-        useless(KERNELS),
-    ),
-    **keys(
-        "dataset_prepared_path dataset_processes dataset_num_proc dataset_keep_in_memory dataset_shard_num dataset_shard_idx "
-        "shuffle_merged_datasets skip_prepare_dataset push_dataset_to_hub hf_use_auth_token dataset_exact_deduplication",
-        useless(CACHED),
-    ),
-    **keys(
-        "pad_to_sequence_len eval_sample_packing sample_packing_group_size sample_packing_bin_size "
-        "sample_packing_sequentially multipack_real_batches pretraining_sample_concatenation pretrain_multipack_buffer_size "
-        "pretrain_multipack_attn batch_flattening",
-        useless("padding is left out where the model allows it"),
-    ),
-    **keys(
-        "strict debug device device_map world_size ddp max_memory gpu_memory_limit low_cpu_mem_usage gc_steps profiler_steps "
-        "lora_on_cpu lora_fan_in_fan_out qlora_sharded_model_loading torchdistx_path merge_lora merge_method "
-        "resize_token_embeddings_to_32x mean_resizing_embeddings shrink_embeddings embeddings_skip_upcast "
-        "fix_untrained_tokens auto_resume_from_checkpoints fsdp_final_state_dict_type fsdp_version adam_epsilon2 adam_beta3 "
-        "peft_autocast_adapter_dtype peft_ensure_weight_tying experimental_skip_move_to_device",
-        useless("hfstrat decides it"),
-    ),
-    "gradient_checkpointing": chosen("training.activation_checkpointing", {True: True, False: False}, other=True),
+    "gradient_checkpointing": turned("training.activation_checkpointing", _recomputed),
+    "noisy_embedding_alpha": extra("neftune_noise_alpha"),
+    "trackio_run_name": extra("run_name"),
+    "trackio_project_name": extra("project"),
+    "tf32": chosen("training.extra.tf32", {True: True, False: False, "auto": Off("the GPU's default is used")}),
+    "streaming": same("data.streaming"),
+    "reinit_weights": read_with("random weights", "strategy.name"),
+    "processor_type": read_with("a vision-language model", "task"),
+    "processor_kwargs": same("image.processor_kwargs"),
+    **keys("generate_samples num_generation_samples", read_with(SAMPLES, "evaluation.samples")),
+    "generation_max_new_tokens": read_with(SAMPLES, "evaluation.max_new_tokens"),
+    **OTHERS,
 }
 
 
@@ -260,8 +208,10 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
     apply(draft, RULES)
     sources(draft)
     _strategy(draft)
+    _images(draft)
     _objective(draft)
     _defaults(draft)
+    _samples(draft)
     for ours, theirs in (("bf16", "bfloat16"), ("fp16", "float16")):
         if draft.take(theirs):
             given.setdefault(ours, True)
@@ -273,6 +223,30 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
     shared.times_per_epoch(draft)
     _batch(draft, processes)
     _trackers(draft)
+    shared.streamed(draft)
+
+
+def _images(draft: Draft) -> None:
+    """A config with a processor trains a vision-language model on conversations with images."""
+    if draft.take("processor_type"):
+        draft.put("task", "image-text-to-text", "processor_type")
+        draft.look(
+            "processor_type", "read as a vision-language model, whose rows have images; for texts alone: task: causal-lm"
+        )
+    else:
+        draft.drop("image.", "only used with images")
+
+
+def _samples(draft: Draft) -> None:
+    given = [key for key in ("num_generation_samples", "generation_max_new_tokens") if key in draft.given]
+    if not draft.take("generate_samples"):
+        for key in given:
+            draft.same(key, "only used with generate_samples: true")
+        if "generate_samples" in draft.given:
+            draft.same("generate_samples", "it is switched off; evaluation.samples answers prompts before and after")
+        return
+    draft.put("evaluation.samples", whole(draft.take("num_generation_samples", 3)), "generate_samples")
+    draft.put("evaluation.max_new_tokens", whole(draft.take("generation_max_new_tokens", 50)), "generate_samples")
 
 
 def _strategy(draft: Draft) -> None:
@@ -283,9 +257,13 @@ def _strategy(draft: Draft) -> None:
     if adapter:
         draft.put("strategy.name", "lora", "adapter")
         shared.continued(draft)
-        draft.drop("strategy.patterns", "an adapter is trained; strategy.modules_to_save names whole modules")
+        draft.drop("strategy.patterns", "an adapter is trained; strategy.modules_to_save names whole modules", "missing")
         if draft.value("strategy.target_modules") is None and not draft.given.get("lora_target_linear"):
             draft.look("lora_target_linear", "no modules are named: all linear layers get an adapter")
+        if draft.given.get("lora_target_linear"):
+            draft.drop("strategy.target_modules", "lora_target_linear adds all linear layers to them")
+        if draft.take("reinit_weights"):
+            draft.miss("reinit_weights", "random weights are trained as a whole: strategy: scratch, without an adapter")
     elif draft.value("strategy.patterns"):
         patterns = draft.entries["strategy.patterns"]
         draft.drop("strategy.", "only used with adapter: lora")
@@ -296,6 +274,8 @@ def _strategy(draft: Draft) -> None:
     else:
         draft.drop("strategy.", "only used with adapter: lora")
         draft.put("strategy.name", "full", "adapter" if "adapter" in draft.given else "")
+        if draft.take("reinit_weights"):
+            draft.put("strategy.name", "scratch", "reinit_weights")
     if adapter or four or eight:
         key = "load_in_8bit" if eight and not four else "load_in_4bit" if four else "adapter"
         shared.quantized(draft, four or (adapter == "qlora" and not eight), eight, "nf4", True, key)
@@ -314,6 +294,8 @@ def _objective(draft: Draft) -> None:
     draft.put("objective.name", OBJECTIVES[kind], "rl")
     if kind == "ipo":
         draft.put("objective.loss_type", "ipo", "rl")
+    if kind == "simpo":
+        shared.of_cpo(draft)
     if "trl.reward_funcs" in draft.given:
         rewards(draft, draft.take("trl.reward_funcs"), draft.take("trl.reward_weights"), "trl.reward_funcs")
 
@@ -330,9 +312,11 @@ def _defaults(draft: Draft) -> None:
 
 def _batch(draft: Draft, processes: int) -> None:
     total = draft.take("batch_size")
-    batch = shared.batch(draft, processes, "micro_batch_size", 1)
+    answers = draft.value("objective.num_generations") if draft.value("objective.name") == "grpo" else 1
+    answers = answers if isinstance(answers, int) and answers > 0 else 8
+    batch = shared.batch(draft, processes, "micro_batch_size", 1, answers)
     if isinstance(total, int) and "gradient_accumulation_steps" not in draft.given:
-        batch = total * processes
+        batch = max(1, total * processes // answers)
         draft.put("training.global_batch_size", batch, "batch_size")
     if draft.take("sample_packing"):
         if draft.value("objective.name") is None:
@@ -345,7 +329,7 @@ def _batch(draft: Draft, processes: int) -> None:
 
 def _trackers(draft: Draft) -> None:
     names = {"wandb": ("use_wandb", "wandb_project"), "mlflow": ("use_mlflow",), "tensorboard": ("use_tensorboard",)}
-    names["trackio"] = ("use_trackio",)
+    names["trackio"] = ("use_trackio", "trackio_project_name")
     found = {name: next((key for key in each if draft.take(key)), None) for name, each in names.items()}
     used = {name: key for name, key in found.items() if key}
     if used:

@@ -20,17 +20,18 @@ NO_SUCH_KEY = "it is not a key that this version knows"
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool whose configs are read."""
+    """A tool whose configs are read. `release`: the one whose keys the table was compared with (`scripts/foreign_keys.py`)."""
 
     title: str
+    release: str
     rules: Rules
     convert: Callable[[Draft, int, str | None], None]
 
 
 TOOLS = {
-    "trl": Tool("TRL", trl.RULES, trl.convert),
-    "axolotl": Tool("axolotl", axolotl.RULES, axolotl.convert),
-    "llama-factory": Tool("LLaMA-Factory", llama_factory.RULES, llama_factory.convert),
+    "trl": Tool("TRL", "1.16.0", trl.RULES, trl.convert),
+    "axolotl": Tool("axolotl", "0.19.0", axolotl.RULES, axolotl.convert),
+    "llama-factory": Tool("LLaMA-Factory", "0.9.5", llama_factory.RULES, llama_factory.convert),
 }
 TRAINERS = ("sft", "dpo", "kto", "orpo", "cpo", "grpo", "reward", "rloo")
 NAMES = (*TOOLS, *(f"trl-{trainer}" for trainer in TRAINERS if trainer not in trl.REFUSED or trainer == "cpo"))
@@ -155,11 +156,12 @@ def _of_the_objective(draft: Draft) -> None:
 def _plain(draft: Draft) -> None:
     """Leave out what is the default of hfstrat anyway, and what belongs to another strategy or objective."""
     names = {union: draft.value(f"{union}.name") for union in UNIONS}
+    names["strategy.peft_type"] = draft.value("strategy.peft_type")
     own = getattr(UNIONS["strategy"].get(str(names["strategy"])), "defaults", {})
     for target, entry in list(draft.entries.items()):
         section, _, key = target.partition(".")
         cls = UNIONS.get(section, {}).get(str(names.get(section)))
-        if cls is not None and key and key not in cls.model_fields:
+        if cls is not None and key and key not in cls.fields_of(draft.value(f"{section}.{cls.variants}")):
             del draft.entries[target]
             if entry.key:
                 draft.miss(entry.key, f"{section} {names[section]} has no {key}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfstrat.errors import UserError
+from hfstrat.recipe.migration import llama_factory_images as with_images
 from hfstrat.recipe.migration import trainer_arguments as shared
 from hfstrat.recipe.migration.llama_factory_data import sources
 from hfstrat.recipe.migration.rules import (
@@ -27,13 +28,15 @@ from hfstrat.recipe.migration.rules import (
 
 STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo", "kto": "kto"}
 PREFERENCES = {"sigmoid": "dpo", "hinge": "dpo", "ipo": "dpo", "orpo": "orpo", "simpo": "simpo"}
-STRATEGIES = {"lora": "lora", "full": "full", "freeze": "partial"}
+STRATEGIES = {"lora": "lora", "full": "full", "freeze": "partial", "oft": "peft"}
 ATTENTION = {"sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3", "disabled": "eager"}
 GENERATION = "evaluation.metrics, max_new_tokens and temperature measure generated answers"
 REFERENCE = "the reference is the untrained model, and its log-probabilities are computed once"
 PROJECTED = "gradients are not projected; adamw_8bit and adafactor need less memory, lora least"
-CLIPPED = "images and videos of language models are not read"
 PART = "of a Hub data set a part is a slice of its split, data.split: train[:1000]; shorten a file"
+OFT = "of finetuning_type: oft"
+EVALUATION = "of its evaluation command; `hfstrat evaluate RUN --lm-eval TASK` measures tasks"
+SERVED = "only used for inference: `hfstrat use RUN` shows how to serve a result"
 QUANTIZED = "of quantization_bit, quantization_type and double_quantization"
 
 
@@ -98,11 +101,21 @@ RULES: Rules = {
         "training.activation_checkpointing", {True: False, False: Off("training.activation_checkpointing: auto is the default")}
     ),
     "use_muon": chosen("training.optim", {True: "muon", False: Off("it is switched off")}),
-    **keys("use_badam use_galore use_apollo use_adam_mini use_llama_pro", gone(PROJECTED)),
+    **keys("oft_rank oft_block_size module_dropout oft_target", read_with(OFT, "strategy.peft_type")),
+    **keys("use_badam use_galore use_apollo use_adam_mini", gone(PROJECTED)),
+    "use_llama_pro": gone("blocks are not added; strategy: partial trains the last ones"),
+    **keys("use_dft_loss use_asft_loss use_eaft_loss", gone("the loss is the cross-entropy of the supervised tokens")),
+    **keys("use_mca use_hyper_parallel use_kt", gone("distribution is Accelerate's: DDP, FSDP2 or DeepSpeed")),
+    **keys("default_system", gone("rows may have a column system")),
+    **keys("preserve_thinking", gone("the chat template decides it: data.chat_template_kwargs")),
+    "new_special_tokens_config": gone("model.add_tokens names new tokens; their embeddings begin as the mean of all"),
     **keys("loraplus_lr_ratio", gone("one learning rate holds for all weights")),
     **keys("pref_ftx pref_bco_weight ld_alpha", gone("a sum of losses is not offered", (None, 0, 0.0))),
     **keys("ref_model ref_model_adapters ref_model_quantization_bit", gone(REFERENCE)),
-    **keys("reward_model reward_model_adapters reward_model_type", gone("reward models are not used; grpo has functions")),
+    **keys(
+        "reward_model reward_model_adapters reward_model_type reward_model_quantization_bit",
+        gone("reward models are not used; grpo has functions"),
+    ),
     **keys("max_samples", gone(PART)),
     **keys("mix_strategy", gone("sources have a weight, the times that each row is seen", (None, "concat"))),
     **keys("interleave_probs", gone("sources have a weight, the times that each row is seen")),
@@ -112,9 +125,10 @@ RULES: Rules = {
     **keys("pure_bf16", gone("trained weights are float32; model.dtype is that of the forward pass")),
     **keys("moe_aux_loss_coef", gone("the model's own coefficient is used", (None, 0, 0.0))),
     **keys("eval_on_each_dataset", gone("the evaluation rows are measured together")),
-    **keys("predict_with_generate do_sample temperature top_p top_k num_beams repetition_penalty", gone(GENERATION)),
-    **keys("freeze_vision_tower freeze_multi_modal_projector freeze_language_model", useless(CLIPPED)),
-    **keys("image_max_pixels image_min_pixels video_max_pixels video_min_pixels media_dir", gone(CLIPPED)),
+    **keys(
+        "predict_with_generate do_sample temperature top_p top_k num_beams eval_num_beams repetition_penalty", gone(GENERATION)
+    ),
+    **with_images.RULES,
     **keys("use_swanlab", gone("training.report_to: trackio, tensorboard, wandb or mlflow")),
     **keys("hf_hub_token ms_hub_token om_hub_token", gone("a token does not belong in a recipe: run `hf auth login`")),
     **keys("pissa_iter pissa_convert create_new_adapter", useless("an adapter is saved as an ordinary one")),
@@ -125,6 +139,29 @@ RULES: Rules = {
     **keys(
         "plot_loss compute_accuracy include_effective_tokens_per_second print_param_status",
         useless("every run reports losses, token accuracy and speed"),
+    ),
+    **keys(
+        "export_dir export_size export_device export_quantization_bit export_quantization_dataset export_quantization_nsamples "
+        "export_quantization_maxlen export_legacy_format export_hub_model_id",
+        useless("a result is merged and exported by `hfstrat merge` and `hfstrat export`"),
+    ),
+    **keys("task task_dir batch_size lang n_shot save_dir download_mode", useless(EVALUATION)),
+    **keys(
+        "vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen sglang_mem_fraction "
+        "sglang_tp_size sglang_config sglang_lora_backend skip_special_tokens",
+        useless(SERVED),
+    ),
+    **keys(
+        "compute_dtype device_map model_max_length block_diag_attn adapter_folder init_special_tokens loraplus_lr_embedding "
+        "ppo_buffer_size ppo_score_norm ppo_target ppo_whiten_rewards galore_update_interval galore_proj_type "
+        "apollo_update_interval apollo_proj apollo_proj_type apollo_scale_front badam_start_block badam_mask_mode "
+        "swanlab_workspace swanlab_api_key swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret "
+        "badam_verbose hyper_parallel_args asft_alpha eaft_alpha kt_weight_path kt_expert_checkpoint_path kt_use_lora_experts "
+        "kt_lora_expert_num kt_lora_expert_intermediate_size master_addr master_port fp8_backend "
+        "fp8_enable_fsdp_float8_all_gather enable_torch_profiler profiler_output_dir profiler_wait_steps "
+        "profiler_warmup_steps profiler_active_steps profiler_repeat profiler_record_shapes profiler_profile_memory "
+        "profiler_with_stack profile_modules",
+        useless("hfstrat decides it, or it is only used with other options"),
     ),
     **keys(
         "enable_liger_kernel use_unsloth_gc use_reentrant_gc upcast_layernorm upcast_lmhead_output low_cpu_mem_usage "
@@ -152,8 +189,9 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
         raise UserError(f"stage: {stage}: not offered; expected one of {', '.join(STAGES)}, and there is objective: grpo")
     shared.one_warmup(draft)
     apply(draft, RULES)
-    sources(draft, stage)
+    images = sources(draft, stage)
     _strategy(draft)
+    with_images.images(draft, images)
     _objective(draft, stage)
     _template(draft)
     _defaults(draft)
@@ -180,6 +218,8 @@ def _strategy(draft: Draft) -> None:
     if kind == "lora":
         draft.suppose("strategy.r", 8)
         shared.continued(draft)
+    elif kind == "oft":
+        _orthogonal(draft)
     layers = whole(draft.take("freeze_trainable_layers", 2))
     modules, more = draft.take("freeze_trainable_modules", "all"), draft.take("freeze_extra_modules")
     if kind == "freeze":
@@ -193,6 +233,22 @@ def _strategy(draft: Draft) -> None:
     shared.quantized(draft, bits == 4, bits == 8, str(form), bool(double), "quantization_bit")
     if bits not in (None, 4, 8):
         draft.miss("quantization_bit", f"{bits}: expected 4 or 8")
+
+
+def _orthogonal(draft: Draft) -> None:
+    """OFT is a type of strategy peft, with the names of PEFT's own configuration."""
+    draft.put("strategy.peft_type", "OFT", "finetuning_type")
+    for key, ours in (("oft_rank", "r"), ("oft_block_size", "oft_block_size"), ("module_dropout", "module_dropout")):
+        value = number(draft.take(key))
+        if value is not None:
+            draft.put(f"strategy.{ours}", value if key == "module_dropout" else whole(value), key)
+    if draft.value("strategy.r"):
+        draft.suppose("strategy.oft_block_size", 0)  # PEFT takes one of both
+    targets = draft.take("oft_target")
+    if targets is not None and not isinstance(named := _targets(targets), Off):
+        draft.put("strategy.target_modules", named, "oft_target")
+    if extra := draft.take("additional_target"):
+        draft.put("strategy.modules_to_save", as_list(extra), "additional_target")
 
 
 def _frozen(draft: Draft, layers: Any, modules: Any, more: Any) -> None:
@@ -249,3 +305,4 @@ def _defaults(draft: Draft) -> None:
     draft.suppose("data.max_length", 2048)
     if draft.value("data.streaming") is not True:
         draft.drop("data.shuffle_buffer", "only used with streaming")
+    shared.streamed(draft)

@@ -18,13 +18,18 @@ TAGS = {
     "user_tag": ("human", "user"),
     "assistant_tag": ("gpt", "assistant"),
     "system_tag": ("system",),
+    "observation_tag": ("observation", "tool", "function_response", "tool_response"),
+    "function_tag": ("function_call", "tool_call"),
 }
-UNREAD = ("images", "videos", "audios")
+UNREAD = ("videos", "audios")
 
 
-def sources(draft: Draft, stage: str) -> None:
-    """Set `data.train` and `data.eval` from the names of data sets."""
+def sources(draft: Draft, stage: str) -> bool:
+    """Set `data.train` and `data.eval` from the names of data sets; returns whether their rows have images."""
     folder = str(draft.take("dataset_dir", "data"))
+    if folder == "ONLINE":
+        _online(draft)
+        return False
     infos = _infos(folder)
     for key, target in (("dataset", "data.train"), ("eval_dataset", "data.eval")):
         names = draft.take(key)
@@ -40,6 +45,16 @@ def sources(draft: Draft, stage: str) -> None:
                 f"names of data sets are looked up in {folder}/{INFO}, which is not there: {target} has guessed file names; "
                 "run this command in the folder of LLaMA-Factory, or set their paths",
             )
+    listed = [infos.get(name) for key in ("dataset", "eval_dataset") for name in _names(draft.given.get(key) or [])]
+    columns = [info["columns"] for info in listed if isinstance(info, dict) and isinstance(info.get("columns"), dict)]
+    return any(each.get("images") for each in columns)
+
+
+def _online(draft: Draft) -> None:
+    """With `dataset_dir: ONLINE` the names are those of data sets on the Hub."""
+    for key, target in (("dataset", "data.train"), ("eval_dataset", "data.eval")):
+        if (names := draft.take(key)) is not None:
+            draft.put(target, [{"path": name} for name in _names(names)], key)
 
 
 def _names(value: Any) -> list[str]:
@@ -70,7 +85,7 @@ def _source(draft: Draft, key: str, name: str, folder: str, infos: dict[str, Any
     given = info.get("columns")
     for column in UNREAD:
         if isinstance(given, dict) and given.get(column):
-            draft.miss(f"{name}.{column}", "images, videos and sound of language models are not read")
+            draft.miss(f"{name}.{column}", "videos and sound of language models are not read")
     if info.get("num_samples"):
         draft.miss(f"{name}.num_samples", "a part of the rows is a slice of a split: data.split: train[:1000]")
     return source
@@ -106,5 +121,5 @@ def _columns(info: dict[str, Any], stage: str) -> list[tuple[Any, str]]:
         names = ALPACA | {"prompt": "prompt", "response": "completion"}
     else:
         names = PREFERENCE if info.get("ranking") is True else ALPACA
-    more = {"chosen": "chosen", "rejected": "rejected"} | ({"kto_tag": "label"} if stage == "kto" else {})
+    more = {"chosen": "chosen", "rejected": "rejected", "images": "images"} | ({"kto_tag": "label"} if stage == "kto" else {})
     return [(given[theirs], ours) for theirs, ours in (names | more).items() if given.get(theirs)]

@@ -150,12 +150,15 @@ class Draft:
         entry = self.entries.get(target)
         return None if entry is None else entry.value
 
-    def drop(self, prefix: str, text: str) -> None:
-        """Take back what was put under a section, naming the keys that it came from."""
+    def drop(self, prefix: str, text: str, kind: Kind = "default") -> None:
+        """Take back what was put under a section, naming the keys that it came from.
+
+        kind: `default` if the tool would not have used it either.
+        """
         for target in [name for name in self.entries if name.startswith(prefix)]:
             entry = self.entries.pop(target)
             if entry.key:
-                self.miss(entry.key, text)
+                self.notes.append(Note(kind, entry.key, text))
 
 
 def apply(draft: Draft, rules: Rules) -> None:

@@ -267,7 +267,7 @@ def schedule(draft: Draft, key: str, default: str = "linear") -> None:
     if draft.given.get(key) is None:
         draft.suppose("training.lr_scheduler_type", default)
     elif draft.value("training.lr_scheduler_type") is None:
-        draft.drop("training.extra.lr_scheduler_kwargs", "its schedule is not offered")
+        draft.drop("training.extra.lr_scheduler_kwargs", "its schedule is not offered", "missing")
 
 
 def precision(draft: Draft) -> None:
@@ -296,7 +296,7 @@ def packed(draft: Draft, key: str, batch_size: int, default_length: int) -> None
     length = length if isinstance(length, int) else default_length
     draft.entries.pop("training.global_batch_size", None)
     for target in ("training.train_sampling_strategy", "training.per_device_train_batch_size"):
-        draft.drop(target, "packing: dense chooses the examples of a step by their lengths")
+        draft.drop(target, "packing: dense chooses the examples of a step by their lengths", "missing")
     origin = key if key in draft.given else ""
     draft.put("training.packing", "dense", origin)
     draft.put("training.global_batch_tokens", batch_size * length, origin)
@@ -321,3 +321,25 @@ def quantized(draft: Draft, four: bool, eight: bool, kind: str, double: bool, ke
         draft.put("model.quantization.use_double_quant", double)
     elif eight:
         draft.put("model.quantization.name", "int8", key)
+
+
+def of_cpo(draft: Draft) -> None:
+    """SimPO in TRL is CPO with another loss: its defaults, and the cross-entropy that its `cpo_alpha` adds."""
+    if draft.given.get("cpo_alpha") not in (0, 0.0):
+        draft.miss("cpo_alpha", "simpo has no further loss: TRL's default of cpo_alpha is 1.0, its SimPO has 0")
+    draft.suppose("objective.beta", 0.1)
+    draft.suppose("objective.simpo_gamma", 0.5)
+
+
+HELD_OUT = 100  # rows of a stream, whose number is unknown
+
+
+def streamed(draft: Draft) -> None:
+    """Streamed rows cannot be held out as a share of all rows, and epochs of unknown length have no share of a run."""
+    if draft.value("data.streaming") is not True or draft.value("data.eval") or draft.value("data.eval_split"):
+        return
+    size = draft.entries.get("data.eval_size")
+    if size is None or not isinstance(size.value, int) or size.value < 1:
+        key = size.key if size is not None else ""
+        draft.put("data.eval_size", HELD_OUT, key)
+        draft.look(key or "data.eval_size", f"the number of streamed rows is unknown: the first {HELD_OUT} are held out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from hfstrat.errors import UserError
+from hfstrat.recipe import peft, peft_source
 from hfstrat.recipe.migration import trainer_arguments as shared
 from hfstrat.recipe.migration.rewards import rewards
 from hfstrat.recipe.migration.rules import (
@@ -25,6 +26,8 @@ from hfstrat.recipe.migration.rules import (
     useless,
     whole,
 )
+from hfstrat.recipe.migration.targets import target_modules
+from hfstrat.recipe.migration.trl_grpo import OF_GRPO
 from hfstrat.recipe.objectives import DpoLoss
 
 RATES = {"sft": 2e-5, "dpo": 1e-6, "kto": 1e-6, "orpo": 1e-6, "cpo": 1e-6, "grpo": 1e-6}
@@ -47,15 +50,6 @@ LORA = "of use_peft and the keys of LoRA"
 INITS = {True: True, "default": True, "gaussian": "gaussian", "orthogonal": "orthogonal", "olora": "olora", "pissa": "pissa"}
 QUANTIZED = "of load_in_4bit, load_in_8bit, bnb_4bit_quant_type and use_bnb_nested_quant"
 COLUMNS = turned("data.columns", lambda value: Off("it is the default") if value == "text" else {str(value): "text"})
-
-
-def target_modules(value: Any) -> Any:
-    """The modules that get an adapter: a list of names; all linear layers are the default."""
-    if value in ("all-linear", ["all-linear"]):
-        return Off("all linear layers are the default")
-    if isinstance(value, str) and any(sign in value for sign in "*|()[]^$\\"):
-        return Gone("a regular expression; strategy.target_modules is a list of module names")
-    return as_list(value)
 
 
 def _template(value: Any) -> Any:
@@ -180,59 +174,6 @@ OF_PREFERENCE: Rules = {
     **keys("precompute_ref_log_probs precompute_ref_batch_size disable_dropout", useless(REFERENCE)),
     "max_completion_length": read_with("of GRPO; elsewhere data.max_length", "objective.max_completion_length"),
 }
-GENERATION = "objective.temperature, top_p and top_k set the sampling"
-ALGORITHM = "it is not offered; docs/rewards.md lists the settings of grpo"
-VLLM = "vLLM is given its defaults: use_vllm and vllm_mode are the settings"
-OF_GRPO: Rules = {
-    "reward_funcs": read_with("files with functions", "objective.rewards"),
-    "reward_weights": read_with("weight of each reward", "objective.rewards"),
-    "reward_model_name_or_path": gone("a reward is a function; call the model in one of your own: docs/rewards.md"),
-    "num_generations": turned("objective.num_generations", whole),
-    "temperature": turned("objective.temperature", number),
-    "top_p": turned("objective.top_p", number),
-    "top_k": turned("objective.top_k", whole),
-    "epsilon": turned("objective.epsilon", number),
-    "epsilon_high": turned("objective.epsilon_high", number),
-    "scale_rewards": chosen(
-        "objective.scale_rewards", {"group": "group", "batch": "batch", "none": "none", True: "group", False: "none"}
-    ),
-    "mask_truncated_completions": same("objective.mask_truncated_completions"),
-    "use_vllm": same("objective.use_vllm"),
-    "vllm_mode": same("objective.vllm_mode"),
-    "num_iterations": gone(ALGORITHM, (None, 1)),
-    "importance_sampling_level": gone(ALGORITHM, (None, "token")),
-    "multi_objective_aggregation": gone(ALGORITHM, (None, "sum_then_normalize")),
-    "repetition_penalty": gone(GENERATION, (None, 1, 1.0)),
-    "top_entropy_quantile": gone(ALGORITHM, (None, 1, 1.0)),
-    **keys("min_p generation_kwargs cache_implementation", gone(GENERATION)),
-    **keys("delta entropy_coef use_adaptive_entropy off_policy_mask_threshold", gone(ALGORITHM, (None, False, 0, 0.0))),
-    **keys("max_tool_calling_iterations", gone("there are no tools during training")),
-    **keys("entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target", useless("only used with other options")),
-    **keys(
-        "sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg",
-        useless("only used by losses that are not offered"),
-    ),
-    "use_bias_correction_kl": useless("only used with beta and off-policy samples"),
-    **keys("generation_batch_size steps_per_generation", gone("answers are written for each step")),
-    **keys("num_generations_eval", gone("evaluation writes one answer to a prompt")),
-    **keys(
-        "log_completions num_completions_to_print log_unique_prompts log_completions_hub_repo log_multimodal",
-        useless("the report has answers before and after"),
-    ),
-    **keys("ds3_gather_for_generation cast_lm_head_to_fp32", useless("hfstrat decides it")),
-    **keys(
-        "use_transformers_continuous_batching transformers_continuous_batching_config use_transformers_paged",
-        gone("answers are written by transformers' generate, or by vLLM"),
-    ),
-    **keys(
-        "vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url vllm_server_host "
-        "vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length "
-        "vllm_tensor_parallel_size vllm_importance_sampling_correction vllm_importance_sampling_mode "
-        "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min vllm_importance_sampling_cap vllm_device "
-        "vllm_max_model_len vllm_dtype",
-        gone(VLLM, (None, False)),
-    ),
-}
 RULES: Rules = {
     **shared.RULES,
     **OF_LORA,
@@ -276,6 +217,7 @@ def convert(draft: Draft, processes: int, trainer: str | None) -> None:
         draft.put(target, split, "dataset_splits")
     ran_on = whole(draft.take("num_processes", 1))
     processes = ran_on if processes == 1 and isinstance(ran_on, int) and ran_on > 1 else processes
+    shared.streamed(draft)
     batch = shared.batch(draft, processes, "per_device_train_batch_size", 8, answers if objective == "grpo" else 1)
     if draft.take("packing") and objective == "sft":
         shared.packed(draft, "packing", batch, 1024)
@@ -316,7 +258,8 @@ def _strategy(draft: Draft) -> None:
     if str(draft.given.get("lora_task_type") or draft.given.get("task_type") or "CAUSAL_LM").upper() == "SEQ_CLS":
         draft.put("task", "text-classification", "task_type")
     if kind is not None and str(kind).upper() != "LORA":
-        raise UserError(f"peft_type: {kind}: not converted; expected LORA")
+        _adapter(draft, str(kind).upper())
+        return
     used = [
         key
         for key in OF_LORA
@@ -342,11 +285,33 @@ def _strategy(draft: Draft) -> None:
         )
 
 
+def _adapter(draft: Draft, kind: str) -> None:
+    """Another adapter of PEFT: strategy peft has the fields of its configuration, by their names.
+
+    Raises:
+        UserError: hfstrat does not train it, with the reason.
+    """
+    fields = peft_source.fields(kind)
+    if kind in peft.REFUSED or not fields:
+        reason = peft.REFUSED.get(kind, f"expected LORA or one of {', '.join(peft.supported())}")
+        raise UserError(f"peft_type: {kind}: not converted; {reason}")
+    draft.drop("strategy.", f"not a setting of {kind}")
+    draft.put("strategy.name", "peft", "peft_type")
+    draft.put("strategy.peft_type", kind, "peft_type")
+    draft.notes = [note for note in draft.notes if note.key not in fields]
+    for key, field in fields.items():
+        value = draft.take(key)
+        if value not in (None, [], {}) and value != field.default:
+            draft.put(f"strategy.{key}", value, key)
+        elif key in draft.given:
+            draft.same(key, f"it is PEFT's default for {kind}")
+
+
 def _objective(draft: Draft, objective: str) -> None:
     loss = _loss(draft.take("loss_type"))
     draft.take("cpo_alpha")
-    if objective == "simpo" and draft.given.get("cpo_alpha") not in (0, 0.0):
-        draft.miss("cpo_alpha", "simpo has no further loss: TRL's default of cpo_alpha is 1.0, its SimPO has 0")
+    if objective == "simpo":
+        shared.of_cpo(draft)
     if loss is not None and objective in ("dpo", "kto", "grpo"):
         if isinstance(loss, list):
             draft.miss("loss_type", f"a sum of losses is not offered; {loss[0]} is used")
@@ -385,9 +350,6 @@ def _defaults(draft: Draft, trainer: str) -> None:
     shared.length(draft, 3.0)
     shared.schedule(draft, "lr_scheduler_type")
     draft.suppose("training.warmup_steps", 0)
-    if trainer == "cpo":
-        draft.suppose("objective.beta", 0.1)
-        draft.suppose("objective.simpo_gamma", 0.5)
     four, eight = bool(draft.take("load_in_4bit")), bool(draft.take("load_in_8bit"))
     double = draft.take("use_bnb_nested_quant", draft.take("bnb_4bit_use_double_quant", False))
     kind = draft.take("bnb_4bit_quant_type", "nf4")

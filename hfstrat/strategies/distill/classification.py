@@ -20,7 +20,7 @@ from hfstrat.models.chunked_loss import Head
 from hfstrat.models.fused_loss import is_bound
 from hfstrat.models.load import Base, count_parameters
 from hfstrat.recipe.distill import Cache
-from hfstrat.recipe.format import file_size
+from hfstrat.recipe.format import file_size, plural
 from hfstrat.strategies.distill.loss import Mix, Teacher, distill_loss_of_logits
 from hfstrat.strategies.distill.teacher_cache import COLUMN, Rows, fetch_outputs, write
 from hfstrat.tasks import TASKS
@@ -218,11 +218,11 @@ def _cache_logits(data: TrainData, distiller: ClassDistiller) -> tuple[TrainData
         write(target, data.each(groups_of(part.order, data.plan.eval_batch), logits_of, "running the teacher"))
 
     teacher, needed = distiller.teacher, 4 * len(distiller.names) * len(part.first)
-    text = f"class logits of a teacher for {len(part.first):,} examples"
+    text = f"class logits of a teacher for {plural(len(part.first), 'example')}"
     found = fetch_outputs(data, data.train, part, teacher, digest_of_weights(teacher), inputs, text, build, needed)
     seconds, size = time.monotonic() - started, found.entry.size
     when = f"outputs computed in {seconds:.1f} s" if found.is_new else "outputs loaded from the cache"
-    data.say(f"{'teacher':<9} {when} for {len(part.first):,} examples: class logits, exact, {file_size(size)}")
+    data.say(f"{'teacher':<9} {when} for {plural(len(part.first), 'example')}: class logits, exact, {file_size(size)}")
     distiller.teacher = None
     built = ["train"] if found.is_new else []
     facts = {"form": "class_logits", "bytes": size, "mass": 1.0, "seconds": seconds, "built": built}

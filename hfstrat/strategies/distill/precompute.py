@@ -17,7 +17,7 @@ from hfstrat.errors import UserError
 from hfstrat.models.chunked_loss import blocks, head_scores
 from hfstrat.models.load import count_parameters
 from hfstrat.recipe.distill import Cache
-from hfstrat.recipe.format import file_size
+from hfstrat.recipe.format import file_size, plural
 from hfstrat.strategies.distill.objective import Distiller, FrozenTeacher
 from hfstrat.strategies.distill.teacher_cache import Fetched, Form, Rows, TeacherCollator, fetch_outputs, write
 from hfstrat.trainer.cached_columns import digest_of_weights, groups_of, sample_batch
@@ -100,7 +100,7 @@ def _load_or_compute(data: TrainData, distiller: Distiller, form: Form, parts: d
             return {"mass": mass[0]}
 
         needed = int(part.supervised.sum()) * form.position.itemsize
-        text = f"{form.kind} of a teacher for {len(part.first):,} examples"
+        text = f"{form.kind} of a teacher for {plural(len(part.first), 'example')}"
         made[name] = fetch_outputs(unpacked, rows, part, teacher.model, weights, inputs, text, build, needed)
     facts = {
         "form": form.kind,

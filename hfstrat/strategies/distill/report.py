@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfstrat.recipe.format import plural
 from hfstrat.recipe.stored import without_unset
 from hfstrat.tasks import report as reports
 from hfstrat.tasks.verify import LAUNCHER
@@ -143,7 +144,7 @@ def _length(student: dict[str, Any], without: dict[str, Any]) -> str:
     """The lengths of both runs: with max_time a run without a teacher makes more steps."""
     if without["steps"] == student["steps"]:
         return "as many steps"
-    return f"{without['steps']:,} steps (with it {student['steps']:,}; both ended by the clock or early stopping)"
+    return f"{plural(without['steps'], 'step')} (with it {student['steps']:,}; both ended by the clock or early stopping)"
 
 
 def _shape(one: dict[str, Any]) -> str:

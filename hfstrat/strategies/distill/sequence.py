@@ -25,6 +25,7 @@ from hfstrat.data.segments import TAIL, SegmentTokenizer
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.distill import Distill
+from hfstrat.recipe.format import plural
 from hfstrat.recipe.schema import Recipe
 from hfstrat.strategies.distill.teacher_cache import Rows
 from hfstrat.tasks.generation import continued
@@ -99,7 +100,7 @@ def replace_answers(
             answers[one] = answer[: max(1, max_length - len(prompts[one]))]
     ended = sum(answer[-1] == tokenizer.eos_token_id for answer in answers.values())
     screen.print(
-        f"{'teacher':<9} {'generated' if built else 'loaded from the cache:'} {len(answers):,} answers, "
+        f"{'teacher':<9} {'generated' if built else 'loaded from the cache:'} {plural(len(answers), 'answer')}, "
         f"{sum(map(len, answers.values())):,} tokens; {len(answers) - ended:,} cut at {max_new_tokens} tokens"
     )
     return _with_answers(data, rows, prompts, answers)
@@ -127,7 +128,7 @@ class Generator(NamedTuple):
             made = pa.array(write_answers(self.teacher, prompts, self.tokenizer, room), kind)
             write_column(target, "answer", kind, [made])
 
-        description = f"answers of a teacher to {len(prompts)} prompts"
+        description = f"answers of a teacher to {plural(len(prompts), 'prompt')}"
         entry = cache.fetch("answers", cache.fingerprint(inputs), description, build)
         answers: list[list[int]] = read_column(entry.path, "answer").to_pylist()
         cache.release(entry.path)  # there may be thousands of entries

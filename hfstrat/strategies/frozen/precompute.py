@@ -26,7 +26,7 @@ from hfstrat.errors import UserError, first_line
 from hfstrat.models import router_loss
 from hfstrat.models.blocks import evaluating
 from hfstrat.models.quantization import elements
-from hfstrat.recipe.format import file_size
+from hfstrat.recipe.format import file_size, plural
 from hfstrat.strategies.description import PAYS
 from hfstrat.strategies.frozen.boundary import (
     COLUMN,
@@ -129,7 +129,7 @@ def _cache_prefix(data: TrainData, prefix: Prefix, batch: Batch, mode: Mode) -> 
     if not getattr(data.collate, "pads", True):  # every example has as many states
         parts = {name: part._replace(lengths=np.full_like(part.lengths, states.shape[1])) for name, part in parts.items()}
     needed = sum(int(part.lengths.sum()) for part in parts.values()) * states.shape[2] * states.dtype.itemsize
-    text = f"hidden states of {sum(len(part.first) for part in parts.values()):,} examples"
+    text = f"hidden states of {plural(sum(len(part.first) for part in parts.values()), 'example')}"
     if reason := _lack_of_room(data, needed, text):
         raise Refused(reason)
     more = "" if speedup is None else f", predicted {speedup:.1f}x over {data.epochs:.3g} epochs"
@@ -207,7 +207,7 @@ def _fetch_states(
         write(target, _compute_states(unpacked, boundary, part, order, batch_size, whole=name == "train"), dtype)
 
     needed = int(part.lengths.sum()) * states.shape[2] * dtype.itemsize
-    text = f"hidden states of {len(part.first):,} rows after {boundary.skipped[-1].name}"
+    text = f"hidden states of {plural(len(part.first), 'row')} after {boundary.skipped[-1].name}"
     entry = data.group.fetch("hidden_states", cache.fingerprint(inputs), text, build, needed)
     return entry, np.argsort(order)[part.which]
 

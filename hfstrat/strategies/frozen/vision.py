@@ -286,7 +286,9 @@ def _with_features(data: TrainData, tower: Tower) -> TrainData:
     size, images = sum(part[1] for part in parts.values()), sum(part[2] for part in parts.values())
     seconds = time.monotonic() - started
     how = f"computed in {seconds:.1f} s" if built else "loaded from disk"
-    data.say(f"{'cache':<9} features of the vision tower for {images:,} rows: {file_size(size)}, {how}; epochs run without it")
+    data.say(
+        f"{'cache':<9} features of the vision tower for {plural(images, 'row')}: {file_size(size)}, {how}; epochs do not run it"
+    )
     facts = {COLUMN: {"rows": images, "bytes": size, "seconds": seconds, "built": built, "reads_pixels": pixels is None}}
     return replace(found, facts={**data.facts, **facts}).with_undo(tower.unbind)
 
@@ -327,7 +329,7 @@ def _fetch(
         with torch.no_grad():
             write(target, ([one] for one in data.each(list(range(len(first))), compute, "computing vision features")), dtype)
 
-    text = f"features of the vision tower for {len(first):,} rows"
+    text = f"features of the vision tower for {plural(len(first), 'row')}"
     entry = data.group.fetch("vision_features", cache.fingerprint(inputs), text, build, 0)
     states = States(entry.path, prod(shape))
     return WithColumn(rows, COLUMN, states.__getitem__, which), entry.size, len(first)

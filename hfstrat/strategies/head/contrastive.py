@@ -22,6 +22,7 @@ from hfstrat.errors import RunError, UserError
 from hfstrat.models import pooling
 from hfstrat.models.families import ENCODERS
 from hfstrat.models.load import Base, cast_weights
+from hfstrat.recipe.format import plural
 from hfstrat.recipe.strategies import Head
 from hfstrat.strategies.defaults import learning_rate
 from hfstrat.strategies.head.features import INPUTS, Body
@@ -78,7 +79,7 @@ def train_body(section: Head, body: Body, mode: str, data: TrainData, seed: int)
 
     name, group = cache.fingerprint(inputs), data.group
     if group.rank == 0:
-        text = f"contrastive training of {type(body.model).__name__} on {len(data.train):,} rows"
+        text = f"contrastive training of {type(body.model).__name__} on {plural(len(data.train), 'row')}"
         size = sum(p.numel() * p.element_size() for p in body.model.parameters())
         cache.fetch(KIND, name, text, build, needed=size)
     group.wait()

@@ -15,6 +15,7 @@ from hfstrat.models.blocks import final_linear, keep_layers_in_config
 from hfstrat.models.load import Base, cast_weights
 from hfstrat.models.output_scale import constant_direction
 from hfstrat.models.quantization import dequantize
+from hfstrat.recipe.format import plural
 from hfstrat.recipe.strategies import Head
 from hfstrat.strategies.head import contrastive
 from hfstrat.strategies.head.features import Body, check_depth, cut, extract_inputs, split_body
@@ -219,7 +220,7 @@ def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:
     set_linear(final, layer)
     base.new_modules = []
     check_same(base, data, final, layer, features)
-    base.say(f"the head is solved on {len(features):,} examples (l2 {strength:g}); training continues from it")
+    base.say(f"the head is solved on {plural(len(features), 'example')} (l2 {strength:g}); training continues from it")
     return replace(data, facts=data.facts | {"head": found | {"l2": strength}})
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from hfstrat.data import cache
+from hfstrat.recipe.format import plural
 from hfstrat.strategies.head.features import BATCH_TOKENS, Body, extract
 from hfstrat.strategies.head.linear import leave_one_out, targets_of
 from hfstrat.trainer.cached_columns import cache_inputs, digest_of_rows, digest_of_weights, read_column, write_column
@@ -146,7 +147,7 @@ def pool_rows(body: Body, data: TrainData, classes: int, layer: int | str, pooli
         return _build(target, body, data, labels, classes, layers, poolings, seed)
 
     count = len(data.train) + len(data.eval)
-    text = f"pooled features of {count:,} examples, {type(body.model).__name__}"
+    text = f"pooled features of {plural(count, 'example')}, {type(body.model).__name__}"
     entry = data.group.fetch("features", cache.fingerprint(inputs), text, build, needed=4 * count * body.width)
     features, value = read(entry.path, body.width), entry.value
     return Pooled(

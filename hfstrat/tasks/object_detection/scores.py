@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hfstrat.recipe.format import plural
+
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the intersection over union
 RECALLS = np.linspace(0, 1, 101)
 MOST = 100  # detections of an image
@@ -156,5 +158,5 @@ def lines_of(details: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     worst = sorted(rows, key=lambda row: row["ap50"])[:SHOWN]
-    words = ", ".join(f"{row['label']} {row['ap50']:.1%} of {row['support']:,} boxes" for row in worst)
+    words = ", ".join(f"{row['label']} {row['ap50']:.1%} of {plural(row['support'], 'box', 'boxes')}" for row in worst)
     return [f"{'lowest AP50':<16} {words}"]
