@@ -16,7 +16,8 @@ from PIL import Image
 
 from hfstrat.data.image_chats import prepare
 from hfstrat.data.image_files import ImageRef
-from hfstrat.data.image_messages import MARK, ImageTextFormat, ImageTextSource
+from hfstrat.data.image_messages import ImageTextFormat, ImageTextSource
+from hfstrat.data.image_places import MARK
 from hfstrat.data.image_processing import ChatProcessor
 from hfstrat.data.media_rows import check_source, example_of
 from hfstrat.data.render import IGNORED

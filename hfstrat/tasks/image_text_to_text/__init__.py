@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.data.image_messages import COLUMNS, OUR_COLUMNS, ImageTextFormat
+from hfstrat.data.image_messages import OUR_COLUMNS, ImageTextFormat
+from hfstrat.data.image_places import COLUMNS
 from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.recipe.format import plural
@@ -124,22 +125,22 @@ class ImageTextRows(Rows):
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         """The training row with the most image tokens, with loss on the rest, made as long as the longest."""
         row = dict(data.train[int(data.counts["image_tokens"].argmax())])
-        more = max(0, length - len(row["input_ids"]))
-        ids = [*row["input_ids"], *([data.renderer.processor.eos_token_id or 0] * more)]
+        ids = lengthened(row["input_ids"], length, data.renderer.processor)
         return {**row, "input_ids": ids, "labels": ids}
 
     def inputs_of(self, data: Any, row: dict[str, Any], most: int) -> dict[str, Any]:
         """The inputs of one row, complete: an image is never cut."""
         from hfstrat.data.image_text_batches import ImageTextCollator
 
-        batch = ImageTextCollator(data.renderer.processor, 1, False)([row])
+        batch = ImageTextCollator(data.renderer.processor, 1, False)([self.parts(row)[0][1]])
         return {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
 
     def probe(self, data: Any, collate: Any) -> dict[str, Any]:
         from hfstrat.data.image_text_batches import ImageTextCollator
 
         plain = ImageTextCollator(data.renderer.processor, 1, False)
-        rows = [data.eval[place] for place in range(len(data.eval) - 1, max(-1, len(data.eval) - 1 - PROBED), -1)]
+        places = range(len(data.eval) - 1, max(-1, len(data.eval) - 1 - PROBED), -1)
+        rows = [self.parts(data.eval[place])[0][1] for place in places]
         return {name: value for name, value in plain(rows).items() if name != "labels"} | {"use_cache": False}
 
     def renderer(self, tokenizer: Any, template: str, options: Mapping[str, Any] | None = None) -> Any:
@@ -237,6 +238,11 @@ class ImageTextModel(LanguageModel):
         config.save_pretrained(folder)
 
 
+def lengthened(ids: list[int], length: int, processor: Any) -> list[int]:
+    """A sequence made as long as this with ends of text."""
+    return [*ids, *([processor.eos_token_id or 0] * max(0, length - len(ids)))]
+
+
 def _no_such_model(name: str, family: str) -> str:
     return (
         f"model.name_or_path: {name} is a {family} model, for which transformers has no vision-language class; expected a "
@@ -255,7 +261,7 @@ class ImageTextText(LanguageText):
     processor = ("processor", "AutoProcessor")
 
     def prompt(self, prompt: Any) -> str:
-        from hfstrat.data.image_messages import MARK
+        from hfstrat.data.image_places import MARK
         from hfstrat.data.media_files import MediaRef
 
         text, images = super().prompt(prompt), list(prompt.get("images", [])) if isinstance(prompt, dict) else []
@@ -314,10 +320,6 @@ class ImageTextToText(Task):
             raise UserError(f"data.documents: {data.documents}: it is for plain texts; remove it for task: {self.name}")
         if data.template == "plain":
             raise UserError("data.template: plain: it has no place for images; set chat, auto or a .jinja file")
-        if data.format not in ("auto", "messages", "conversations", "prompt-completion", "alpaca"):
-            raise UserError(
-                f"data.format: {data.format}: {self.name} reads messages, conversations, prompt-completion or alpaca"
-            )
         for key in ("choices", "lm_eval"):
             if getattr(recipe.evaluation, key):
                 raise UserError(f"evaluation.{key}: it is for models of text; remove it for {self.name}, or use metrics")
