@@ -77,13 +77,15 @@ def _with_images(rows: list[dict[str, Any]], images: list[Any]) -> list[dict[str
 def _answered(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, data: TrainData) -> list[dict[str, Any]]:
     """Prompts with sampled answers, in their order; the end of an answer, which is a choice of the model too, has loss."""
     rows, ends = dict[int, dict[str, Any]](), set(end_tokens(model, tokenizer) or ())
+    never = getattr(tokenizer, "image_ids", None)  # a sampled token of an image would need an image
+    options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **({"suppress_tokens": never} if never else {})}
     model.to(data.device)
     with evaluating(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())), data.autocast():
         torch.manual_seed(SEED)
         for group in groups_of(np.argsort([-len(prompt) for prompt in prompts], kind="stable"), BATCH):
             given = [prompts[place] for place in group]
             fits = max(1, room(model, max(map(len, given)), most))
-            out = continued(model, given, tokenizer, fits, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+            out = continued(model, given, tokenizer, fits, **options)
             for place, prompt, answer in zip(group, given, out.tolist(), strict=True):
                 end = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))
                 labels = [IGNORED] * len(prompt) + answer[:end]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NAME = "image-text-to-text"
 FILES = ("processor_config.json", "preprocessor_config.json")
 PROBED = 2  # rows on which a saved model is compared
+THUMBNAIL, MOST_PIXELS = 200, 800  # pixels of the longer side of an image on a page, and of several in a row
 FROZEN = ("vision",)  # unless strategy.freeze is set
 
 
@@ -155,16 +156,27 @@ class ImageTextRows(Rows):
             ids += [*row["input_ids"][done:start], tokenizer.image_ids[0]]
             labels += row["labels"][done : start + 1]
             done = end
-        return {**row, "input_ids": ids + row["input_ids"][done:], "labels": labels + row["labels"][done:]}
+        folded = {"input_ids": ids + row["input_ids"][done:], "labels": labels + row["labels"][done:]}
+        return {**row, "length": len(row["input_ids"]), **folded}
 
     def note(self, row: dict[str, Any]) -> str:
-        count = len(row["images"])
-        return f"{row['image_tokens']:,} of its tokens are of {plural(count, 'image')}, each shown as one" if count else ""
+        tokens = sum(end - start for start, end in zip(row["spans"][::2], row["spans"][1::2], strict=True))
+        images = plural(len(row["images"]), "image")
+        return f"{tokens:,} tokens are of {images}, each shown as one" if row["images"] else ""
 
     def draw(self, data: Any, file: Path) -> str:
         from hfstrat.data.image_text_sheet import draw
 
         return draw(data, file)
+
+    def picture(self, example: Any) -> bytes:
+        images = example.get("images") if isinstance(example, dict) else None
+        if not images:
+            return b""
+        from hfstrat.data.contact_sheet import jpeg
+        from hfstrat.data.image_text_sheet import strip
+
+        return jpeg(strip(images, THUMBNAIL), MOST_PIXELS)
 
 
 class ImageTextModel(LanguageModel):
