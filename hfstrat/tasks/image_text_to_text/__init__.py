@@ -11,6 +11,7 @@ from hfstrat.data.image_places import COLUMNS
 from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.recipe.format import plural
+from hfstrat.recipe.objectives import ObjectiveSection
 from hfstrat.tasks.base import Rows, Task, check_one_stack
 from hfstrat.tasks.causal_lm import LanguageModel, LanguageText, TokenMetrics
 
@@ -332,6 +333,11 @@ class ImageTextToText(Task):
             raise UserError(f"data.documents: {data.documents}: it is for plain texts; remove it for task: {self.name}")
         if data.template == "plain":
             raise UserError("data.template: plain: it has no place for images; set chat, auto or a .jinja file")
+        formats = ("auto", "messages", "conversations", "prompt-completion", "alpaca")
+        if recipe.objective.rows == ObjectiveSection.rows and data.format not in formats:  # else the objective reads them
+            raise UserError(
+                f"data.format: {data.format}: {self.name} reads messages, conversations, prompt-completion or alpaca"
+            )
         for key in ("choices", "lm_eval"):
             if getattr(recipe.evaluation, key):
                 raise UserError(f"evaluation.{key}: it is for models of text; remove it for {self.name}, or use metrics")
