@@ -389,7 +389,7 @@ class Model(ABC):
 
         Args:
             section: of the teacher.
-            processor: of the student.
+            processor: of the student; a tokenizer that gives both the same tokens is checked elsewhere.
         """
         return
 

@@ -241,6 +241,11 @@ class ImageTextModel(LanguageModel):
         prefixes = vision_parts.FAMILIES.get(str(base.model.config.model_type))
         return (lambda name: True) if prefixes is None else (lambda name: vision_parts.role_of(name, prefixes) == "language")
 
+    def check_teacher(self, teacher: Any, section: Any, processor: Any) -> None:
+        from hfstrat.tasks.image_text_to_text.processor import check_teacher
+
+        check_teacher(teacher, section, processor)
+
     def write_config(self, base: Base, folder: Path) -> None:
         """Write config.json, by which the task of an adapter is known."""
         import copy
