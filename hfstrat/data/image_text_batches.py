@@ -55,7 +55,9 @@ class ImageTextCollator(TokenCollator):
 
     def with_pixels(self, rows: list[dict[str, Any]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch with the pixels of its images; a batch without images has none."""
-        return batch | self.processor.pixels([images_of(row) for row in rows if row.get("images")])
+        opened = {id(row["images"]): row for row in rows if row.get("images")}  # the two sequences of a pair share theirs
+        images = {key: images_of(row) for key, row in opened.items()}
+        return batch | self.processor.pixels([images[id(row["images"])] for row in rows if row.get("images")])
 
     def of_sequences(self) -> Any:
         """The collator of single sequences with images: this one, but where an example is two sequences."""
