@@ -78,7 +78,7 @@ def show_json(loaded: Loaded, rows: int) -> None:
         if names:
             shown.append({"text": task.rows.as_text(row, tokenizer), "target": task.text.target(row["label"], names)})
             continue
-        seen = task.rows.parts(task.rows.shown(row, tokenizer))
+        seen = [(name, task.rows.shown(part, tokenizer)) for name, part in task.rows.parts(row)]
         parts = {name: pieces(tokenizer, part["input_ids"], part["labels"]) for name, part in seen}
         shown.append(parts.get("", parts))
     found = {"data": data.report(), "lines": data.lines(), "rows": shown}
@@ -149,9 +149,9 @@ def show_examples(console: Console, tokenizer: Any, data: Any, count: int, task:
             )
             console.print(Text(task.rows.as_text(row, tokenizer, SHOWN_TOKENS), style="dim"))
             continue
-        for name, part in task.rows.parts(task.rows.shown(row, tokenizer)):
-            title = f"example {index}{f', {name}' if name else ''}"
-            show_row(console, tokenizer, part, title, is_prompt=bool(task.rows.answered_at_once))
+        for name, part in task.rows.parts(row):
+            title, seen = f"example {index}{f', {name}' if name else ''}", task.rows.shown(part, tokenizer)
+            show_row(console, tokenizer, seen, title, is_prompt=bool(task.rows.answered_at_once))
         if note := task.rows.note(row):
             console.print(note, style="dim", markup=False)
 

@@ -150,7 +150,7 @@ def chat(target: str, how: How, quantization: str = "recorded", images: list[str
 
 def _chat_with_images(model: Any, renderer: Any, how: How, waiting: list[str]) -> None:
     """As `chat`. `waiting` are the images of the next message."""
-    from hfstrat.data.image_messages import MARK
+    from hfstrat.data.image_places import MARK
 
     is_terminal = sys.stdin.isatty()
     if is_terminal:

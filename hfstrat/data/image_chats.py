@@ -18,9 +18,10 @@ import numpy as np
 from hfstrat.data.coverage import Notes
 from hfstrat.data.formats import hash_text
 from hfstrat.data.image_files import IMAGE, decode
-from hfstrat.data.image_messages import MARK, ImageExample, ImageTextFormat, ImageTextSource
+from hfstrat.data.image_messages import ImageExample, ImageTextFormat, ImageTextSource
+from hfstrat.data.image_places import MARK
 from hfstrat.data.image_render import Encoded, ImageRenderer
-from hfstrat.data.media_files import Unreadable
+from hfstrat.data.media_files import MediaRef, Unreadable
 from hfstrat.data.media_rows import check_unreadable, example_of
 from hfstrat.data.prepare import PreparedData, RowEncoder, divide, evaluation_fields
 from hfstrat.data.render import RENDER_VERSION, TEMPLATES
@@ -58,18 +59,63 @@ class Part(NamedTuple):
 def schema() -> pyarrow.Schema:
     """Columns of the prepared data: those of a text, the images (a path, in an archive its member, or bytes), the number of
     their tokens, the first 64 bits of a SHA-256 over their bytes, and the starts and ends of the tokens of each."""
-    import pyarrow as pa
-
-    image = pa.struct([("path", pa.string()), ("member", pa.string()), ("data", pa.large_binary())])
-    return token_schema(images=pa.list_(image), image_tokens=pa.int32(), content=pa.int64(), spans=pa.list_(pa.int32()))
+    return token_schema(**columns_of_images())
 
 
-class _Images(NamedTuple):
+class Images(NamedTuple):
     """The images of a row: their sizes (width, height), a hash of their bytes, and what decoding changed."""
 
     sizes: list[tuple[int, int]]
     content: int
     changes: list[str]
+
+    @classmethod
+    def decoded(cls, refs: Iterable[MediaRef]) -> Images:
+        """Decode the images of a row. Raises Unreadable, which names the image."""
+        sizes, changes, digest = list[tuple[int, int]](), list[str](), hashlib.sha256()
+        for ref in refs:
+            try:
+                data = ref.read()
+                found = decode(data)
+            except Unreadable as error:
+                raise Unreadable(f"{ref.name}: {error}") from None
+            digest.update(hashlib.sha256(data).digest())
+            sizes.append(found.image.size)
+            changes += found.changes
+        content = int.from_bytes(digest.digest()[:8], "little", signed=True) if sizes else 0
+        return cls(sizes, content, changes)
+
+
+def columns_of_images() -> dict[str, pyarrow.DataType]:
+    """The columns that rows with images have beside those of texts; see `schema`."""
+    import pyarrow as pa
+
+    image = pa.struct([("path", pa.string()), ("member", pa.string()), ("data", pa.large_binary())])
+    return {"images": pa.list_(image), "image_tokens": pa.int32(), "content": pa.int64(), "spans": pa.list_(pa.int32())}
+
+
+def stored(refs: Iterable[MediaRef]) -> list[dict[str, Any]]:
+    """Images as they are in the column `images`."""
+    return [{"path": ref.path, "member": ref.member, "data": ref.data} for ref in refs]
+
+
+def size_of(one: Any) -> str:
+    """The tokens of an encoded row, in words."""
+    tokens = sum(end - start for start, end in one.spans)
+    return f"{plural(len(one.ids), 'token')}, {tokens:,} of them of {plural(len(one.spans), 'image')}"
+
+
+def too_long(one: Any, where: str, limit: int, processor: Any, instead: str) -> UserError:
+    """The error about an encoded row whose images do not fit into `max_length`."""
+    tokens = sum(end - start for start, end in one.spans)
+    cure = processor.cure(tokens, limit - (len(one.ids) - tokens))
+    return UserError(
+        f"{where}: {size_of(one)}, more than data.max_length = {limit}, and an image is never cut; set data.max_length: "
+        f"{len(one.ids)}" + (f", make images smaller ({cure})" if cure else "") + f", or set data.overflow: {instead}"
+    )
+
+
+UNREADABLE = "an image that cannot be read"
 
 
 class ChatWriter:
@@ -109,9 +155,9 @@ class ChatWriter:
         example = example_of(row, self.reading, index)
         stats.rows_read += 1
         try:
-            images = self._decode(example)
+            images = Images.decoded(example.images)
         except Unreadable as error:
-            stats.unusable["an image that cannot be read"] = stats.unusable.get("an image that cannot be read", 0) + 1
+            stats.unusable[UNREADABLE] = stats.unusable.get(UNREADABLE, 0) + 1
             stats.rows_dropped += 1
             self.bad.append(f"{where}: {error}")
             return []
@@ -133,7 +179,7 @@ class ChatWriter:
         row: Row,
         index: int,
         example: ImageExample,
-        images: _Images,
+        images: Images,
         encoded: list[Encoded],
         kept: list[tuple[Encoded, range]],
     ) -> list[Part]:
@@ -146,7 +192,7 @@ class ChatWriter:
         stats.unrolled_into += len(encoded) if len(encoded) > 1 else 0
         stats.supervised += sum(label >= 0 for one, _ in kept for label in one.labels)
         stats.tokens += sum(len(one.ids) for one, _ in kept)
-        refs = [{"path": ref.path, "member": ref.member, "data": ref.data} for ref in example.images]
+        refs = stored(example.images)
         text = hash_text(f"{example.content.replace(MARK, ' ')} {images.content}")
         return [
             Part(
@@ -156,31 +202,16 @@ class ChatWriter:
             for one, which in kept
         ]
 
-    def _decode(self, example: ImageExample) -> _Images:
-        """Decode the images of a row. Raises Unreadable, which names the image."""
-        sizes, changes, digest = list[tuple[int, int]](), list[str](), hashlib.sha256()
-        for ref in example.images:
-            try:
-                data = ref.read()
-                found = decode(data)
-            except Unreadable as error:
-                raise Unreadable(f"{ref.name}: {error}") from None
-            digest.update(hashlib.sha256(data).digest())
-            sizes.append(found.image.size)
-            changes += found.changes
-        content = int.from_bytes(digest.digest()[:8], "little", signed=True) if sizes else 0
-        return _Images(sizes, content, changes)
-
     def _fit(self, one: Encoded, where: str) -> list[tuple[Encoded, range]]:
         """A row within `max_length`, or none, with which images it has. Raises UserError."""
         limit, overflow, length = self.data.max_length, self.data.overflow, len(one.ids)
         if length <= limit:
             return [(one, range(len(one.spans)))]
         if overflow == "error":
-            raise UserError(f"{where}: {self._size(one)}, more than data.max_length = {limit} (data.overflow: error)")
+            raise UserError(f"{where}: {size_of(one)}, more than data.max_length = {limit} (data.overflow: error)")
         cut = limit if overflow == "truncate" else 0
         if overflow == "truncate" and any(end > limit for _, end in one.spans):
-            raise self._too_long(one, where, "split between turns, or drop")
+            raise too_long(one, where, limit, self.renderer.processor, "split between turns, or drop")
         lost = sum(label >= 0 for label in one.labels[cut:])
         self.stats.tokens_lost += length - cut
         self.stats.supervised_lost += lost
@@ -189,18 +220,7 @@ class ChatWriter:
         kept = Encoded(one.ids[:cut], one.labels[:cut], one.spans)
         return [(kept, range(len(one.spans)))] if cut and is_supervised(kept[:2]) else []
 
-    def _size(self, one: Encoded) -> str:
-        return f"{plural(len(one.ids), 'token')}, {one.image_tokens:,} of them of {plural(len(one.spans), 'image')}"
-
-    def _too_long(self, one: Encoded, where: str, instead: str) -> UserError:
-        limit, text = self.data.max_length, len(one.ids) - one.image_tokens
-        cure = self.renderer.processor.cure(one.image_tokens, limit - text)
-        return UserError(
-            f"{where}: {self._size(one)}, more than data.max_length = {limit}, and an image is never cut; set data.max_length: "
-            f"{len(one.ids)}" + (f", make images smaller ({cure})" if cure else "") + f", or set data.overflow: {instead}"
-        )
-
-    def _split(self, example: ImageExample, images: _Images, where: str) -> list[tuple[Encoded, range]]:
+    def _split(self, example: ImageExample, images: Images, where: str) -> list[tuple[Encoded, range]]:
         """The conversation as several that are each within `max_length`, cut before turns of the user.
 
         The first message, if it is of the system, begins each of them.
@@ -222,7 +242,9 @@ class ChatWriter:
                 if max((len(each.ids) for each, _ in part), default=0) > self.data.max_length:
                     if best is None:
                         one = max((each for each, _ in part), key=lambda each: len(each.ids))
-                        raise self._too_long(one, f"{where}, message {starts[begin] + 1}", "drop")
+                        raise too_long(
+                            one, f"{where}, message {starts[begin] + 1}", self.data.max_length, self.renderer.processor, "drop"
+                        )
                     break
                 best = part, end
             assert best is not None
@@ -231,7 +253,7 @@ class ChatWriter:
         return found
 
     def _part(
-        self, example: ImageExample, images: _Images, head: int, start: int, stop: int, prompt: int
+        self, example: ImageExample, images: Images, head: int, start: int, stop: int, prompt: int
     ) -> list[tuple[Encoded, range]]:
         messages = example.inner.messages or []
         shared = sum(turn["content"].count(MARK) for turn in messages[:head])
@@ -243,6 +265,16 @@ class ChatWriter:
         some = ImageExample(inner, tuple(example.images[n] for n in which))
         rows = self.renderer.rows_of(some, [images.sizes[n] for n in which])
         return [(each, which[: len(each.spans)]) for each in rows]  # type: ignore[misc]
+
+
+def names_of(row: dict[str, Any]) -> list[str]:
+    """The names of the files of the images of a prepared row."""
+    return [str(image["member"] or Path(image["path"]).name) for image in row["images"]]
+
+
+def digest_of_template(processor: Any) -> str:
+    """A hash of the chat template, on which prepared rows depend."""
+    return hashlib.sha256(json.dumps(processor.chat_template).encode()).hexdigest()
 
 
 class ChatEncoder(RowEncoder):
@@ -257,13 +289,12 @@ class ChatEncoder(RowEncoder):
         return ImageTextFormat.detect
 
     def shown(self, row: dict[str, Any]) -> str:
-        names = [str(image["member"] or Path(image["path"]).name) for image in row["images"]]
-        return " ".join([*names, text_of(row, self.tokenizer)])
+        return " ".join([*names_of(row), text_of(row, self.tokenizer)])
 
     def options(self, source: DataSource) -> dict[str, Any]:
         names = ("max_length", "overflow", "train_on", "chat_template_kwargs")
         given = {name: getattr(source.data, name) for name in names}
-        template = hashlib.sha256(json.dumps(self.tokenizer.chat_template).encode()).hexdigest()
+        template = digest_of_template(self.tokenizer)
         return {"task": "image-text-to-text", "template": template, "versions": [RENDER_VERSION, WRITE_VERSION], **given}
 
     def write(self, source: DataSource, target: Path) -> Statistics:

@@ -26,7 +26,10 @@ class ChatProcessor:
         processor: of transformers, with an image processor, a tokenizer and an `image_token`.
         extra: files to write beside those of the processor, by name: what this machine cannot load.
         precompute: `image.precompute`.
+        settings: `image.processor_kwargs`.
     """
+
+    settings: dict[str, Any] = {}
 
     def __init__(self, processor: Any, extra: dict[str, str] | None = None, precompute: bool | str = False) -> None:
         self.processor, self.extra, self.precompute = processor, extra or {}, precompute

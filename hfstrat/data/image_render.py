@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hfstrat.data.chat_template import TEMPLATES, ChatTemplate, check_template
 from hfstrat.data.coverage import Coverage
 from hfstrat.data.image_files import ImageRef
-from hfstrat.data.image_messages import MARK, ImageExample
+from hfstrat.data.image_messages import ImageExample
+from hfstrat.data.image_places import MARK
 from hfstrat.data.image_processing import ChatProcessor
 from hfstrat.data.media_files import MediaRef, Unreadable
 from hfstrat.data.messages import Message

@@ -55,7 +55,21 @@ class ImageTextCollator(TokenCollator):
 
     def with_pixels(self, rows: list[dict[str, Any]], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch with the pixels of its images; a batch without images has none."""
-        return batch | self.processor.pixels([images_of(row) for row in rows if row.get("images")])
+        opened = {id(row["images"]): row for row in rows if row.get("images")}  # the two sequences of a pair share theirs
+        images = {key: images_of(row) for key, row in opened.items()}
+        return batch | self.processor.pixels([images[id(row["images"])] for row in rows if row.get("images")])
+
+    def of_sequences(self) -> Any:
+        """The collator of single sequences with images: this one, but where an example is two sequences."""
+        return self
+
+    def with_sequences(self, collate: Any) -> Any:
+        """This collator with another one of single sequences."""
+        return collate
+
+    def sequence(self, row: dict[str, Any]) -> dict[str, Any]:
+        """An example as a single sequence with all of its images."""
+        return row
 
     def with_teacher(self, has_types: bool) -> Self:
         return self

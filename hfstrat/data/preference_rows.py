@@ -22,7 +22,7 @@ from hfstrat.data.prepare import RowEncoder
 from hfstrat.data.render import IGNORED, RENDER_VERSION, Renderer
 from hfstrat.data.sources import DataSource
 from hfstrat.data.stats import LongRows, Statistics, check
-from hfstrat.data.tokenize import BATCH, Encoded, Writer, first_difference, is_supervised, schema, take_notes
+from hfstrat.data.tokenize import BATCH, Writer, first_difference, is_supervised, schema, take_notes
 from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
@@ -32,7 +32,25 @@ CUT_ALIKE = "two answers that are cut to the same tokens"
 SEVERAL = "an answer of several turns, of which the chat template renders the earlier ones differently"
 NEAR = 64  # earlier answers among which one to another prompt is looked for
 SPLIT = "split"  # the column with the length of the first sequence
+SHARED = ("images", "spans", "vision_features")  # columns of images that both sequences of a row have
 DESIRABLE = "desirable"  # the column with the label of an answer
+
+
+class Wanted(NamedTuple):
+    """The two sequences of a row to be: the number of the row, what it was read as, and `desirable` as in `PairPart`."""
+
+    number: int
+    found: Preference
+    examples: list[Example]
+    desirable: int
+
+
+class Encoded(NamedTuple):
+    """A sequence as token ids and labels; and the start and end of the tokens of each image, where there are some."""
+
+    ids: list[int]
+    labels: list[int]
+    spans: list[tuple[int, int]] = []
 
 
 class PairPart(NamedTuple):
@@ -79,33 +97,56 @@ def write_preferences(
     Raises:
         UserError: rows that do not fit their format, too many that cannot be trained on, or too much lost.
     """
-    import pyarrow as pa
-
-    stats = Statistics(reading.source, reading.kind, renderer.template, reading.resolve(data.train_on))
-    stats.warnings += reading.remarks
-    stats.tools_as_text = not renderer.supports_tools
-    renderer.notes = Notes()
-    columns = schema(split=pa.int32(), desirable=pa.int8())
-    worker = _Rows(reading, data, renderer, stats)
-    numbered = enumerate(rows)
-    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns) as stream:
-        writer = Writer(stream, columns)
-        while batch := list(itertools.islice(numbered, BATCH)):
-            writer.add(worker.parts(batch, unpaired))
-        writer.flush()
-    stats.sha256 = writer.digest.hexdigest()
-    take_notes(stats, renderer)
-    check(stats, worker.long_rows, data, can_split=False)
-    return stats
+    return PreferenceWriter(reading, data, renderer).write(rows, unpaired, target)
 
 
-class _Rows:
-    """Turns rows into token rows, and counts what becomes of them."""
+class PreferenceWriter:
+    """Turns the rows of one source into token rows, and counts what becomes of them.
 
-    def __init__(self, reading: PreferenceFormat, data: Data, renderer: Renderer, stats: Statistics) -> None:
-        self.reading, self.data, self.renderer, self.stats = reading, data, renderer, stats
+    Args:
+        reading: how its rows are read.
+    """
+
+    batch = BATCH  # rows that are tokenized at a time
+
+    def __init__(self, reading: PreferenceFormat, data: Data, renderer: Renderer) -> None:
+        self.reading, self.data, self.renderer = reading, data, renderer
+        self.stats = Statistics(reading.source, reading.kind, renderer.template, reading.resolve(data.train_on))
+        self.stats.warnings += reading.remarks
         self.long_rows = LongRows()
-        self.last: list[tuple[list[Any], list[Any]]] = []  # prompt and answer at the end of the batch before
+        self.last: list[tuple[Any, list[Any]]] = []  # prompt and answer at the end of the batch before
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of the token rows beside those of texts."""
+        import pyarrow as pa
+
+        return {SPLIT: pa.int32(), DESIRABLE: pa.int8()}
+
+    def write(self, rows: Iterable[Row], unpaired: bool, target: Path) -> Statistics:
+        """Write the token rows to an Arrow stream; as `write_preferences`."""
+        import pyarrow as pa
+
+        stats, columns, numbered = self.stats, schema(**self.columns()), enumerate(rows)
+        stats.tools_as_text, self.renderer.notes = not self.renderer.supports_tools, Notes()
+        with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, columns) as stream:
+            writer = Writer(stream, columns)
+            while batch := list(itertools.islice(numbered, self.batch)):
+                parts = self.parts(batch, unpaired)
+                writer.digest.update(self.digest_of(parts))
+                writer.add(parts)
+            writer.flush()
+        stats.sha256 = writer.digest.hexdigest()
+        take_notes(stats, self.renderer)
+        self.check()
+        return stats
+
+    def check(self) -> None:
+        """Raises UserError where too much is lost."""
+        check(self.stats, self.long_rows, self.data, can_split=False)
+
+    def digest_of(self, parts: list[Any]) -> bytes:
+        """What identifies token rows beside their tokens."""
+        return b""
 
     def parts(self, batch: list[tuple[int, Row]], unpaired: bool) -> list[PairPart]:
         """The token rows of some rows."""
@@ -113,7 +154,7 @@ class _Rows:
         stats.rows_read += len(batch)
         usable: list[tuple[int, Preference]] = []
         for index, row in batch:
-            found = self._read(row, self.reading.where(index))
+            found = self.read(index, row)
             stats.note(self.reading.unread(row), found.changes)
             stats.rows_with_tools += bool(found.tools)
             if found.problem:
@@ -127,8 +168,7 @@ class _Rows:
         return kept
 
     def _paired(self, rows: list[tuple[int, Preference]]) -> list[PairPart]:
-        wanted = [(index, found, found.examples(), -1) for index, found in rows]
-        return self._encoded(wanted, False)
+        return self._encoded([Wanted(index, found, found.examples(), -1) for index, found in rows], False)
 
     def _unpaired(self, rows: list[tuple[int, Preference]]) -> list[PairPart]:
         """One token row for each answer, with the nearest earlier answer to another prompt (of the first, the last)."""
@@ -137,86 +177,94 @@ class _Rows:
             for index, found in rows
             for number, answer in enumerate(found.answers)
         ]
-        known = [(found.messages, answer) for _, found, answer, _ in single]
+        known = [(self.prompt_key(index, found), answer) for index, found, answer, _ in single]
         wanted = []
         for place, (index, found, answer, desirable) in enumerate(single):
             before = itertools.chain(reversed(known[:place]), self.last, reversed(known[place:]))
-            others = (other for prompt, other in itertools.islice(before, NEAR) if prompt != found.messages)
+            others = (other for prompt, other in itertools.islice(before, NEAR) if prompt != known[place][0])
             other = next(others, known[place - 1][1])  # the same prompt everywhere: any answer to it
-            wanted.append((index, found, [found.with_answer(answer), found.with_answer(other)], int(desirable)))
+            wanted.append(Wanted(index, found, [found.with_answer(answer), found.with_answer(other)], int(desirable)))
         self.last = known[-1:] or self.last
         return self._encoded(wanted, True)
 
-    def _encoded(self, wanted: list[tuple[int, Preference, list[Example], int]], unpaired: bool) -> list[PairPart]:
-        rendered = []
-        for index, _, examples, _ in wanted:
-            rendered.append([self._render(example, self.reading.where(index)) for example in examples])
-        texts = [row for pair in rendered for one in pair for row in one]
-        flat = self.renderer.encode(texts)
-        if self.stats.rows_read <= BATCH:  # the first batch
-            self.stats.misread = first_difference(self.renderer, texts, flat)
-        encoded, parts, counted = iter(flat), list[PairPart](), set[int]()
-        for (index, found, _, desirable), pair in zip(wanted, rendered, strict=True):
-            sequences = [list(itertools.islice(encoded, len(one))) for one in pair]
-            made = self._sequences(sequences, self.reading.where(index), unpaired)
+    def prompt_key(self, index: int, found: Preference) -> Any:
+        """What two answers to one prompt have in common."""
+        return found.messages
+
+    def _encoded(self, wanted: list[Wanted], unpaired: bool) -> list[Any]:
+        parts, counted = list[Any](), set[int]()
+        for one, sequences in zip(wanted, self.sequences_of(wanted), strict=True):
+            made = self._fitted(sequences, self.reading.where(one.number), unpaired)
             if made is None:
                 continue
-            if index not in counted:  # a pair that is read as two answers is one row
+            if one.number not in counted:  # a pair that is read as two answers is one row
                 self.stats.rows_kept += 1
-                counted.add(index)
-            (ids, labels), (other_ids, other_labels) = made
-            all_ids, all_labels = ids + other_ids, labels + other_labels
-            text = hash_text(found.content)
-            parts.append(PairPart(all_ids, all_labels, len(all_ids), index, text, len(ids), desirable))
+                counted.add(one.number)
+            parts.append(self.part(one, *made))
         return parts
 
-    def _sequences(self, given: list[list[Encoded]], where: str, unpaired: bool) -> list[Encoded] | None:
+    def sequences_of(self, wanted: list[Wanted]) -> list[list[list[Encoded]]]:
+        """Of each row, for each of its two examples, the sequences that it becomes. Raises UserError, which names the row."""
+        rendered = [[self._render(each, self.reading.where(one.number)) for each in one.examples] for one in wanted]
+        texts = [row for pair in rendered for one in pair for row in one]
+        flat = self.renderer.encode(texts)
+        if self.stats.rows_read <= self.batch:  # the first batch
+            self.stats.misread = first_difference(self.renderer, texts, flat)
+        encoded = iter(flat)
+        return [[[Encoded(*pair) for pair in itertools.islice(encoded, len(one))] for one in pair] for pair in rendered]
+
+    def part(self, one: Wanted, first: Encoded, second: Encoded) -> Any:
+        """The token row of two sequences."""
+        ids, labels, text = first.ids + second.ids, first.labels + second.labels, hash_text(one.found.content)
+        return PairPart(ids, labels, len(ids), one.number, text, len(first.ids), one.desirable)
+
+    def _fitted(self, given: list[list[Encoded]], where: str, unpaired: bool) -> list[Encoded] | None:
         """The two sequences of a row within `max_length`; None if it is left out."""
         if any(len(each) != 1 for each in given):
             self._leave_out(SEVERAL)
             return None
         whole = [each[0] for each in given][: 1 if unpaired else 2]
-        fitted = [self._fit(*one, where) for one in whole]
-        self.stats.rows_cut += self.data.overflow == "truncate" and any(len(ids) > self.data.max_length for ids, _ in whole)
+        fitted = [self.fit(one, where) for one in whole]
+        self.stats.rows_cut += self.data.overflow == "truncate" and any(len(one.ids) > self.data.max_length for one in whole)
         kept = [one for one in fitted if one is not None]
         if len(kept) < len(fitted):  # overflow: drop
             self.stats.rows_dropped += 1
             return None
-        if not all(map(is_supervised, kept)):
+        if not all(is_supervised(one[:2]) for one in kept):
             self.stats.rows_unreached += 1
             self.stats.rows_dropped += 1
             return None
         if unpaired:  # the prompt is shorter than max_length, so something of the other answer remains
-            ids, labels = given[1][0]
-            return [*kept, (ids[: self.data.max_length], labels[: self.data.max_length])]
-        if kept[0][0] == kept[1][0] and whole[0][0] != whole[1][0]:
+            return [*kept, _cut(given[1][0], self.data.max_length)]
+        if kept[0].ids == kept[1].ids and whole[0].ids != whole[1].ids:
             self._leave_out(CUT_ALIKE)
             return None
         return kept
 
-    def _fit(self, ids: list[int], labels: list[int], where: str) -> Encoded | None:
-        """A sequence within `max_length`; None where it is dropped. What is lost is counted."""
-        limit = self.data.max_length
-        if len(ids) <= limit:
-            return ids, labels
+    def fit(self, one: Encoded, where: str) -> Encoded | None:
+        """A sequence within `max_length`; None where it is dropped. What is lost is counted. Raises UserError."""
+        limit, length = self.data.max_length, len(one.ids)
+        if length <= limit:
+            return one
         if self.data.overflow == "error":
-            raise UserError(f"{where}: {len(ids)} tokens, more than data.max_length = {limit} (data.overflow: error)")
+            raise UserError(f"{where}: {length} tokens, more than data.max_length = {limit} (data.overflow: error)")
         keep = limit if self.data.overflow == "truncate" else 0
-        lost = sum(label != IGNORED for label in labels[keep:])
-        self.stats.tokens_lost += len(ids) - keep
+        lost = sum(label != IGNORED for label in one.labels[keep:])
+        self.stats.tokens_lost += length - keep
         self.stats.supervised_lost += lost
-        self.long_rows.add(len(ids), lost)
-        return (ids[:keep], labels[:keep]) if keep else None
+        self.long_rows.add(length, lost)
+        return _cut(one, keep) if keep else None
 
     def _leave_out(self, reason: str) -> None:
         self.stats.unusable[reason] = self.stats.unusable.get(reason, 0) + 1
         self.stats.rows_dropped += 1
 
-    def _read(self, row: Row, where: str) -> Preference:
+    def read(self, index: int, row: Row) -> Preference:
+        """A row as a preference. Raises UserError, which names the row."""
         try:
             return self.reading.example(row)
         except BadRow as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(f"{self.reading.where(index)}: {error}") from None
 
     def _render(self, example: Example, where: str) -> list[Any]:
         try:
@@ -225,11 +273,15 @@ class _Rows:
             raise UserError(f"{where}: {error}") from None
 
 
+def _cut(one: Encoded, length: int) -> Encoded:
+    return one._replace(ids=one.ids[:length], labels=one.labels[:length])
+
+
 def two(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two sequences of a token row, as rows of their own."""
-    cut = int(row[SPLIT])
+    """The two sequences of a token row, as rows of their own, each with the images of the row."""
+    cut, shared = int(row[SPLIT]), {name: row[name] for name in SHARED if name in row}
     first, second = ({name: row[name][part] for name in ("input_ids", "labels")} for part in (slice(cut), slice(cut, None)))
-    return first, second
+    return first | shared, second | shared
 
 
 def longest_sequence(rows: Any) -> int:

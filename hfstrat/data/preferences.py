@@ -42,6 +42,7 @@ class Preference(NamedTuple):
     answers: each a list of messages that begins with the assistant's.
     desirable: the label of a single answer.
     problem: why it cannot be trained on, in words that follow a number of rows; empty if it can.
+    images: of the marks in the messages, in order, where the data have images (`image_places.MARK`).
     """
 
     messages: list[Message]
@@ -51,6 +52,7 @@ class Preference(NamedTuple):
     tools: list[Message] | None = None
     template_kwargs: Mapping[str, Any] = {}
     changes: tuple[str, ...] = ()
+    images: tuple[Any, ...] = ()
 
     def examples(self) -> list[Example]:
         """The prompt with each answer."""
@@ -73,8 +75,11 @@ class Preference(NamedTuple):
 
     @property
     def prompt(self) -> Any:
-        """What is answered, as `Renderer.prompt_ids` takes it."""
-        return self.examples()[0].prompt if self.answers else None
+        """What is answered, as `prompt_ids` of the renderer takes it."""
+        found = self.examples()[0].prompt if self.answers else None
+        if not self.images or found is None:
+            return found
+        return {**(found if isinstance(found, dict) else {"messages": found}), "images": list(self.images)}
 
     @property
     def answer(self) -> str:
@@ -218,7 +223,11 @@ class PreferenceFormat(Reading):
 
     def example(self, row: Row) -> Preference:
         """The row as a preference. Raises BadRow if it does not fit the format."""
-        made = (pair if self.kind == PAIRS else labeled)(self.values(row))
+        return self.parsed(self.values(row))
+
+    def parsed(self, values: Row) -> Preference:
+        """The same from the row's values by our names."""
+        made = (pair if self.kind == PAIRS else labeled)(values)
         parts = [made.messages, made.answers, made.tools]
         if (clean := valid(parts)) is parts:
             return made

@@ -148,10 +148,11 @@ class Request:
         task, wanted = artifact.task_of(self.target), recipe.evaluation
         task.check(recipe)
         self._check_objective(recipe)
+        rows = (task_of(recipe) if recipe.task == task.name else task).rows
         if self.data is not None or report:
             for source in recipe.data.train:
                 key = "--data" if self.data else "data.train"
-                if not (sources.is_local(source.path) and task.rows.check_source(source, recipe.data, key)):
+                if not (sources.is_local(source.path) and rows.check_source(source, recipe.data, key)):
                     sources.local_files(source.path, key)
         elif not task.text.generates:
             raise UserError(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from hfstrat.errors import UserError
 from hfstrat.recipe.section import Default, FromName, Quantization, Section, from_text
-from hfstrat.recipe.strategies import Full, Lora, NewTokenizer, Partial, Scratch, StrategySection
+from hfstrat.recipe.strategies import ALL_TASKS, Full, Lora, NewTokenizer, Partial, Scratch, StrategySection
 
 SIZES = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -122,9 +122,8 @@ class Distill(StrategySection):
     refuses: ClassVar[dict[str, str]] = {
         "object-detection": "the queries of a student and of a teacher find objects in no common order, so their outputs "
         "cannot be compared one by one; train the student with full or partial",
-        "image-text-to-text": "a teacher would need the same processor and as many tokens for each image, which is not tested; "
-        "use full, partial or lora",
     }
+    tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
     teacher: Annotated[TeacherModel | None, from_text("name_or_path", TeacherModel | str | None)] = Field(
         None, description="Default: `model:` itself before shrink, or with its adapter disabled"
     )

@@ -433,12 +433,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_are_of_their_task(self) -> Recipe:
-        if self.task == "image-text-to-text" and self.image.precompute != "auto" and not hasattr(self.strategy, "freeze"):
+        trained = [self.strategy, getattr(self.strategy, "student", None)]
+        freezes = any(hasattr(each, "freeze") for each in trained)
+        if self.task == "image-text-to-text" and self.image.precompute != "auto" and not freezes:
             raise ValueError(
                 f"image.precompute: it is for strategies with freeze; {self.strategy.name} caches hidden states: set "
                 "strategy.precompute, or remove it"
             )
-        if self.task != "image-text-to-text" and getattr(self.strategy, "freeze", None) is not None:
+        if self.task != "image-text-to-text" and any(getattr(each, "freeze", None) is not None for each in trained):
             raise ValueError(
                 "strategy: freeze names parts of a vision-language model; set task: image-text-to-text, or remove it"
             )

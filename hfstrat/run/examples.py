@@ -57,7 +57,8 @@ def shown(task: Task, data: Any, count: int) -> list[dict[str, Any]]:
         note = task.rows.note(row)
         for name, part in task.rows.parts(row):
             about = {"title": f"{title}, {name}" if name else title, "note": note}
-            found.append(about | spans(data.renderer.tokenizer, part, is_prompt=bool(task.rows.answered_at_once)))
+            seen = task.rows.shown(part, data.renderer.tokenizer)
+            found.append(about | spans(data.renderer.tokenizer, seen, is_prompt=bool(task.rows.answered_at_once)))
     return found
 
 
@@ -69,14 +70,18 @@ def spans(tokenizer: Any, row: dict[str, Any], is_prompt: bool) -> dict[str, Any
         for some, is_supervised, words in elided(ids, labels)
     ]
     counted = {} if is_prompt else {"supervised": sum(label != IGNORED for label in labels)}
-    return {"tokens": len(ids), **counted, "text": text}
+    return {"tokens": int(row.get("length", len(ids))), **counted, "text": text}
 
 
 def pictures(job: Job, result: Result) -> Pictures:
     """Small pictures of the examples that the report names, where text does not show them."""
     rows, data = job.task.rows, job.data
     mistakes = (data.eval[one.place] for one in result.mistakes or [])
-    return Pictures(_uri(rows.sheet, data), _uris(rows.picture, job.prompts), _uris(rows.picture, mistakes))
+    sheet = _uri(rows.sheet, data)
+    examples = [] if sheet or data.label_names else [data.train[place] for place in range(min(ROWS, len(data.train)))]
+    several = [row if part == 0 else None for row in examples for part in range(len(rows.parts(row)))]  # as in `shown`
+    beside = _uris(lambda row: b"" if row is None else rows.picture(row), several)
+    return Pictures(sheet, _uris(rows.picture, job.prompts), _uris(rows.picture, mistakes), beside)
 
 
 def _uris(draw: Callable[[Any], bytes], examples: Iterable[Any]) -> tuple[str, ...]:
@@ -119,8 +124,9 @@ def kept_pictures(folder: Path) -> Pictures:
     """What `keep_pictures` wrote; none where it is missing or broken."""
     try:
         stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        sheet, answers, mistakes = stored["sheet"], tuple(stored["answers"]), tuple(stored["mistakes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = Pictures(stored["sheet"], *(tuple(stored.get(name, ())) for name in Pictures._fields[1:]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Pictures()
-    safe = all(isinstance(each, str) and each[:23] in ("", "data:image/jpeg;base64,") for each in (sheet, *answers, *mistakes))
-    return Pictures(sheet, answers, mistakes) if safe else Pictures()
+    each = (found.sheet, *(one for several in found[1:] for one in several))
+    safe = all(isinstance(one, str) and one[:23] in ("", "data:image/jpeg;base64,") for one in each)
+    return found if safe else Pictures()

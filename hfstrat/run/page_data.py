@@ -70,7 +70,7 @@ def _examples(shown: Sequence[Shown], pictures: Pictures, reads_text: bool) -> l
     about = ABOUT_MASKS if has_masks else targets if any(each.target for each in shown) else ""
     return [
         *([Prose([about], "faint")] if about else []),
-        Cards([_card(each) for each in shown], "full" if has_masks else "small"),
+        Cards([_card(each, pictures.of_example(at)) for at, each in enumerate(shown)], "full" if has_masks else "small"),
     ]
 
 
@@ -78,13 +78,14 @@ def _labels(shown: Sequence[Shown]) -> str:
     return ", ".join(each.target.removeprefix("label ") for each in shown) or "unknown"
 
 
-def _card(shown: Shown) -> Card:
+def _card(shown: Shown, source: str = "") -> Card:
     sizes = [format.plural(shown.tokens, "token")] if shown.tokens is not None else []
     sizes += [f"{shown.supervised:,} supervised"] if shown.supervised is not None else []
     pieces = [Piece(span.text, span.supervised, span.omitted) for span in shown.text]
     notes = [Part("trained to predict", shown.target)] if shown.target else []
     notes += [Part("note", shown.note)] if shown.note else []
-    return Card(shown.title, [Part(", ".join(sizes) or "input", pieces=pieces), *notes])
+    picture = Picture(source, f"the images of {shown.title[:1].lower()}{shown.title[1:]}") if source else None
+    return Card(shown.title, [Part(", ".join(sizes) or "input", pieces=pieces), *notes], picture=picture)
 
 
 def _statistics(data: DataStatistics) -> list[Block]:

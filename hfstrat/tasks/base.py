@@ -60,12 +60,16 @@ class Pictures(NamedTuple):
     sheet: str = ""  # the first training examples as the model is given them
     answers: tuple[str, ...] = ()  # of the prompts of `Result.answers`
     mistakes: tuple[str, ...] = ()  # of `Result.mistakes`
+    examples: tuple[str, ...] = ()  # of the training examples in `DataStatistics.shown`, beside their text
 
     def of_answer(self, place: int) -> str:
         return self.answers[place] if place < len(self.answers) else ""
 
     def of_mistake(self, place: int) -> str:
         return self.mistakes[place] if place < len(self.mistakes) else ""
+
+    def of_example(self, place: int) -> str:
+        return self.examples[place] if place < len(self.examples) else ""
 
 
 class Given(ABC):
@@ -203,7 +207,7 @@ class Rows(ABC):
         return b""
 
     def picture(self, example: Any) -> bytes:
-        """A small JPEG of a prepared example or of a prompt; b"" where text shows it."""
+        """A small JPEG of a prepared example or of a prompt; b"" where text shows all of it."""
         return b""
 
     @property
@@ -295,7 +299,7 @@ class Rows(ABC):
         return Renderer(tokenizer, template, options=options)
 
     def shown(self, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-        """An example as it is shown to people, where single tokens of it mean nothing to them."""
+        """A sequence of an example as it is shown to people, where single tokens of it mean nothing to them."""
         return row
 
     def note(self, row: dict[str, Any]) -> str:
@@ -448,7 +452,7 @@ class Model(ABC):
 
         Args:
             section: of the teacher.
-            processor: of the student.
+            processor: of the student; a tokenizer that gives both the same tokens is checked elsewhere.
         """
         return
 

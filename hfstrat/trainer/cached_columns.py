@@ -33,6 +33,15 @@ class WithColumn(Dataset[dict[str, Any]]):
     def __init__(self, rows: Any, name: str, values: Callable[[int], Any], places: np.ndarray) -> None:
         self.rows, self.name, self.values, self.places = rows, name, values, places
 
+    @property
+    def data(self) -> Any:
+        """The table of the examples without the column, as of a Dataset."""
+        return self.rows.data
+
+    @property
+    def _indices(self) -> Any:
+        return self.rows._indices
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -14,9 +14,11 @@ import pytest
 from helpers.vision_language import config_of, picture, processor_of, tokenizer_of
 from PIL import Image
 
+from hfstrat import strategies
 from hfstrat.data.image_chats import prepare
 from hfstrat.data.image_files import ImageRef
-from hfstrat.data.image_messages import MARK, ImageTextFormat, ImageTextSource
+from hfstrat.data.image_messages import ImageTextFormat, ImageTextSource
+from hfstrat.data.image_places import MARK
 from hfstrat.data.image_processing import ChatProcessor
 from hfstrat.data.media_rows import check_source, example_of
 from hfstrat.data.render import IGNORED
@@ -220,7 +222,9 @@ def bad_recipe(*words: str, strategy: Any = "full", **more: Any) -> Case:
             **more,
         }
         (env.folder / "r.yaml").write_text(json.dumps(recipe))
-        check_task(load_recipe(str(env.folder / "r.yaml"), []).recipe)
+        loaded = load_recipe(str(env.folder / "r.yaml"), []).recipe
+        check_task(loaded)
+        strategies.build(loaded.strategy).check_task(TASKS[loaded.task])
 
     return call, list(words)
 
@@ -358,8 +362,17 @@ BAD: dict[str, Case] = {
     "parts of a causal LM": bad_recipe(
         "freeze", "image-text-to-text", strategy={"name": "full", "freeze": []}, task="causal-lm"
     ),
-    "a distilled student": bad_recipe(
-        "distill", "image-text-to-text", strategy={"name": "distill", "teacher": "a", "student": "full"}
+    "a smaller student": bad_recipe(
+        "strategy.shrink", strategy={"name": "distill", "shrink": {"layers": 1}, "student": "full"}
+    ),
+    "answers of a teacher": bad_recipe(
+        "strategy.seq_kd", strategy={"name": "distill", "teacher": "a", "student": "full", "seq_kd": True}
+    ),
+    "parts of a causal LM as a student": bad_recipe(
+        "freeze",
+        "image-text-to-text",
+        task="causal-lm",
+        strategy={"name": "distill", "teacher": "a", "student": {"name": "full", "freeze": []}},
     ),
     "a head": bad_recipe("head", "freeze: [vision, language]", strategy="head"),
     "random weights": bad_recipe(

@@ -249,3 +249,21 @@ def loaded(folder: Path, family: str) -> Any:
 
 
 Make = Callable[[str], Path]
+
+
+def image_pairs(folder: Path, count: int = 24, seed: int = 0, most: int = 2, labeled: bool = False) -> Path:
+    """Preferences between answers about pictures, in TRL's form; every fourth prompt has no picture."""
+    source, rows = random.Random(seed), []
+    for line in conversations(folder, count, seed, most).read_text().splitlines():
+        row = json.loads(line)
+        question, answer = row["messages"]
+        wrong = {"role": "assistant", "content": " ".join(source.choices(["the", "hat", "ran", "not"], k=source.randint(1, 5)))}
+        given: dict[str, Any] = {"prompt": [question], "images": row["images"]}
+        if labeled:
+            good = source.random() < 0.6
+            rows.append({**given, "completion": [answer if good else wrong], "label": good})
+        else:
+            rows.append({**given, "chosen": [answer], "rejected": [wrong]})
+    path = folder / ("labeled.jsonl" if labeled else "pairs.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -15,6 +15,7 @@ from helpers.classifiers import labeled, make_any, write_recipe
 from helpers.distributed import in_world, same
 from helpers.fsdp_on_cpu import FSDP2, ZERO
 from helpers.runs import run
+from helpers.vision_language import conversations, image_pairs, make_vision_language
 
 from hfstrat.recipe.load import load_recipe
 
@@ -34,6 +35,10 @@ LM = {
     "precompute": "{name: partial, last_n_layers: 1, precompute: true}",
 }
 PREFERENCES = dict.fromkeys(("dpo", "orpo", "simpo", "kto"), "{name: lora, r: 4}")
+PICTURES = {  # of a vision-language model, on rows of which some have no image
+    "v_lora": "{name: lora, r: 2}",
+    "v_dpo": "{name: full, freeze: []}",
+}
 CLASSES = {
     "c_full": "full",
     "c_lora": "{name: lora, r: 4}",
@@ -62,10 +67,20 @@ def make(tmp_path_factory: pytest.TempPathFactory, models: Callable[..., Path], 
     }
     chosen["kto"] = preferences.recipe_for(folder / "kto", models(), preferences.labeled(40), "kto", training={"eval_steps": 3})
 
+    seeing = make_vision_language(folder / "llava", "llava")
+    task = {"task": "image-text-to-text", "training": {"eval_steps": 3}}
+    pictures = preferences.recipe_for(folder / "pictures", seeing, [], "sft", **task)
+    pairs = preferences.recipe_for(folder / "pairs", seeing, [], "dpo", **task)
+    for made, write in ((pictures, conversations), (pairs, image_pairs)):
+        shutil.copy(write(made.parent, 40), made.parent / "rows.jsonl")
+    chosen |= dict.fromkeys(PICTURES, pictures) | {"v_dpo": pairs}
+
     def get(name: str, *more: str) -> tuple[str, list[str]]:
-        section = {**LM, **CLASSES, **PREFERENCES}[name].replace("TEACHER", str(models(tied=True)))
+        section = {**LM, **CLASSES, **PREFERENCES, **PICTURES}[name].replace("TEACHER", str(models(tied=True)))
+        cached = str(name == "v_lora").lower()
+        own = ["data.max_length=256", f"image.precompute={cached}"] if name in PICTURES else []
         file = chosen.get(name, class_recipe if name in CLASSES else lm)
-        return str(file), [f"strategy={section}", *EXACT, *more]
+        return str(file), [f"strategy={section}", *EXACT, *own, *more]
 
     return get
 
@@ -128,8 +143,11 @@ def test_under_ddp_language_models(make: Any, alone: Any, tmp_path: Path) -> Non
         assert 0 < other <= mine <= other + 3, "each computes its share"
 
 
-def test_under_ddp_preferences(make: Any, alone: Any, tmp_path: Path) -> None:
-    both(make, alone, list(PREFERENCES), tmp_path)
+def test_under_ddp_preferences_and_vision_language_models(make: Any, alone: Any, tmp_path: Path) -> None:
+    """The latter from cached features; and with a trained tower and a reference, where a process may have no image."""
+    both(make, alone, [*PREFERENCES, *PICTURES], tmp_path)
+    kinds = {file.name.split("-")[0] for file in (tmp_path / "cache").glob("*.arrow")}
+    assert {"vision_features", "reference"} <= kinds
 
 
 def test_under_ddp_rewards(models: Any, tmp_path: Path) -> None:

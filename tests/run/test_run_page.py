@@ -39,7 +39,8 @@ def html(found: Report, pictures: Pictures | None = None) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_of_each_kind_keeps_the_laws(kind: str) -> None:
     """Each task, objective and strategy adds its own sections, and none is left out of the contents."""
-    found = check(html(report(kind), Pictures(JPEG, (JPEG,), (JPEG, JPEG)) if kind == "pictures" else None))
+    given = {"pictures": Pictures(JPEG, (JPEG,), (JPEG, JPEG)), "questions": Pictures("", (JPEG,), (), (JPEG, ""))}
+    found = check(html(report(kind), given.get(kind)))
     titles = [text for tag, text in found.parts if tag == "h2"]
     own = {"dpo": "Preferences", "kto": "Preferences", "grpo": "Rewards in training", "distill": "Teacher and student"}
     own |= {"classes": "Largest mistakes", "head": "Frozen features", "numbers": "Targets", "pictures": "Largest mistakes"}
@@ -48,7 +49,7 @@ def test_a_page_of_each_kind_keeps_the_laws(kind: str) -> None:
     assert own.get(kind, "Baselines") in titles
     expected = {"Curves", "Before and after", "Metrics", "Examples as the model sees them", "Data", "Predicted and measured"}
     assert expected | {"What to try next", "How it ran", "Recipe"} <= set(titles)
-    assert len(found.named("img")) == (4 if kind == "pictures" else 0)
+    assert len(found.named("img")) == {"pictures": 4, "questions": 2}.get(kind, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,11 +231,12 @@ def test_a_page_that_cannot_be_written_ends_no_run(tmp_path: Path, monkeypatch: 
 
 def test_pictures_are_kept_beside_the_report(tmp_path: Path) -> None:
     """And only pictures come back: a changed file cannot put anything else into the page."""
-    given = Pictures(JPEG, (JPEG, ""), ("",))
+    given = Pictures(JPEG, (JPEG, ""), ("",), ("", JPEG))
     examples.keep_pictures(given, tmp_path)
     assert examples.kept_pictures(tmp_path) == given
-    foreign, other = ({"sheet": sheet, "answers": [], "mistakes": []} for sheet in ("http://e.x/", 1))
-    for broken in ("", "[]", json.dumps(foreign), json.dumps(other)):
+    none: dict[str, Any] = {"sheet": "", "answers": [], "mistakes": []}
+    foreign = ({"sheet": "http://e.x/"}, {"sheet": 1}, {"examples": ["http://e.x/"]}, {"answers": 1})
+    for broken in ("", "[]", *(json.dumps(none | each) for each in foreign)):
         (tmp_path / examples.FILE).write_text(broken)
         assert examples.kept_pictures(tmp_path) == Pictures()
     examples.keep_pictures(Pictures(), tmp_path)

@@ -155,6 +155,74 @@ def test_the_tower_is_not_run_and_pixels_are_not_read(
     assert len(reads) < 3 * images + 10  # once for the features; at the end the result is evaluated without them
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, model_of: Any) -> Path:
+    """Another model of the family, with the same processor."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = tmp_path_factory.mktemp("teacher")
+    model = AutoModelForImageTextToText.from_pretrained(model_of())
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(model_of()).save_pretrained(folder)
+    return folder
+
+
+def distilled(teacher: Path, **more: Any) -> dict[str, Any]:
+    return {"name": "distill", "teacher": str(teacher), "student": {"name": "full"}, "baseline": False, **more}
+
+
+def logits_of(folder: Path, batch: dict[str, Any]) -> torch.Tensor:
+    from transformers import AutoModelForImageTextToText
+
+    logits: torch.Tensor = AutoModelForImageTextToText.from_pretrained(folder)(**batch).logits[:, :-1]
+    return logits
+
+
+@pytest.mark.slow
+def test_a_student_is_given_the_outputs_of_its_teacher_for_images(
+    tmp_path: Path, model_of: Any, teacher: Path, chats: Path
+) -> None:
+    """From the cache as in each batch; the divergence is that of all logits of both models."""
+    from hfstrat import strategies
+    from hfstrat.data.image_text_batches import ImageTextCollator
+
+    losses = []
+    for form in ("off", "hidden"):
+        (tmp_path / form).mkdir()
+        given = distilled(teacher, teacher_cache={"form": form})
+        loaded = recipe(tmp_path / form, model_of(), chats, given, "training.logging_steps=1")
+        found = run(loaded)["result"]
+        assert found["metrics_after"]["teacher_kl"] < found["metrics_before"]["teacher_kl"]
+        losses.append([entry["loss"] for entry in found["losses"]] + [found["metrics_after"]["teacher_kl"]])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    processor, data = strategies.build(loaded.recipe.strategy).read(loaded.recipe)
+    rows = [data.eval[place] for place in range(len(data.eval))]
+    batch = ImageTextCollator(processor, 1, False)(rows)
+    labels = batch.pop("labels")[:, 1:]
+    with torch.no_grad():
+        ours, theirs = (logits_of(path, batch).log_softmax(-1) for path in (folder_of(loaded) / "final", teacher))
+    apart = (theirs.exp() * (theirs - ours)).sum(-1)[labels >= 0]
+    assert float(apart.mean()) == pytest.approx(losses[1][-1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_teacher_with_other_images_is_refused(tmp_path: Path, model_of: Any, teacher: Path, chats: Path) -> None:
+    for file in teacher.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    settings["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"strategy\.teacher: .* has another processor of images \(image_mean"):
+        run(recipe(tmp_path, model_of(), chats, distilled(tmp_path)))
+    with pytest.raises(UserError, match=r"image\.precompute: true: the teacher"):
+        run(recipe(tmp_path, model_of(), chats, distilled(teacher), "image.precompute=true"))
+    with pytest.raises(UserError, match=r"strategy\.teacher"):
+        run(recipe(tmp_path, model_of(), chats, distilled(model_of("idefics3"))))
+
+
 @pytest.mark.slow
 def test_merge_generate_evaluate_and_predict(
     tmp_path: Path, model_of: Any, chats: Path, capsys: pytest.CaptureFixture[str]

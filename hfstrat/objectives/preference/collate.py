@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hfstrat.data.collate import Collator, TokenCollator
+from hfstrat.data.collate import TokenCollator
 from hfstrat.data.packing import Bin, PackingCollator
 from hfstrat.data.preference_rows import DESIRABLE, two
 from hfstrat.data.render import IGNORED
@@ -29,7 +29,7 @@ class PreferenceCollator(TokenCollator):
     their own, whose names begin with `OTHERS`.
 
     Args:
-        plain: collates the sequences; it selects the positions with loss.
+        plain: collates the sequences, as `Collator`; it selects the positions with loss.
         trains_prompts: whether the prompt of the first sequence has loss too, as in ORPO.
         unpaired: whether the rows are answers with labels.
     """
@@ -37,10 +37,27 @@ class PreferenceCollator(TokenCollator):
     selects_rows = True
     is_paired = True
 
-    def __init__(self, plain: Collator, trains_prompts: bool = False, unpaired: bool = False) -> None:
+    def __init__(self, plain: Any, trains_prompts: bool = False, unpaired: bool = False) -> None:
         self.plain, self.trains_prompts, self.unpaired = plain, trains_prompts, unpaired
         self.pad_token_id, self.multiple = plain.pad_token_id, plain.multiple
-        self.packs = not unpaired
+        self.packs, self.reads_images = plain.packs and not unpaired, getattr(plain, "reads_images", False)
+        if not plain.packs:
+            self.unpacked_because = plain.unpacked_because
+        self.settings = [type(plain).__name__, *getattr(plain, "settings", [])]  # what cached columns depend on
+
+    @property
+    def processor(self) -> Any:
+        """Of the images of the sequences."""
+        return self.plain.processor
+
+    def of_sequences(self) -> Any:
+        return self.plain
+
+    def with_sequences(self, plain: Any) -> PreferenceCollator:
+        return PreferenceCollator(plain, self.trains_prompts, self.unpaired)
+
+    def sequence(self, row: dict[str, Any]) -> dict[str, Any]:
+        return two(row)[0]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         sequences = self.sequences(rows)
@@ -90,9 +107,14 @@ def split_others(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _with_prompt(sequence: dict[str, Any], is_chosen: bool) -> dict[str, Any]:
-    """A sequence with `answers`, its labels, and of a chosen answer with labels for the prompt too."""
-    ids, labels = sequence["input_ids"], sequence["labels"]
-    return {"input_ids": ids, "labels": [IGNORED, *ids[1:]] if is_chosen else labels, "answers": labels}
+    """A sequence with `answers`, its labels, and of a chosen answer with labels for the prompt too, but for its images."""
+    labels = sequence["labels"]
+    if not is_chosen:
+        return {**sequence, "answers": labels}
+    trained, spans = [IGNORED, *sequence["input_ids"][1:]], sequence.get("spans", [])
+    for start, end in zip(spans[::2], spans[1::2], strict=True):
+        trained[start:end] = [IGNORED] * (end - start)
+    return {**sequence, "labels": trained, "answers": labels}
 
 
 def _count(labels: Any) -> int:

@@ -7,6 +7,7 @@ training: the answers and their log-probabilities are cached.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from hfstrat.data import cache
+from hfstrat.data.image_chats import stored
 from hfstrat.data.prepare import PreparedData
 from hfstrat.data.render import IGNORED
 from hfstrat.models.blocks import evaluating
@@ -29,13 +31,14 @@ from hfstrat.trainer.train_data import TrainData
 COLUMN = "sampled_logps"
 BATCH = 8  # answers of a pass
 SEED = 0
-VERSION = 2  # of the cached answers: increase it where they change
+VERSION = 3  # of the cached answers: increase it where they change
 
 
 class Sampled(NamedTuple):
-    """Answers of the reference with their prompts, as token rows, and their summed log-probabilities `[n]` (nats)."""
+    """Answers of the reference with their prompts (and the images of these), as token rows, and their summed log-probabilities
+    `[n]` (nats)."""
 
-    rows: list[dict[str, list[int]]]
+    rows: list[dict[str, Any]]
     logps: np.ndarray
 
 
@@ -45,9 +48,11 @@ def sampled(model: nn.Module, data: TrainData, prepared: PreparedData, most: int
     if not prompts:
         return None
     tokenizer, inner = prepared.renderer.tokenizer, inner_of(model)
+    images = [each["prompt"].get("images", []) if isinstance(each["prompt"], dict) else [] for each in prepared.samples]
     inputs = {
         "weights": digest_of_weights(model, trained=True),
         "prompts": prompts,
+        "images": [[hashlib.sha256(ref.read()).hexdigest() for ref in some] for some in images],
         "most": most,
         "seed": SEED,
         "version": VERSION,
@@ -55,33 +60,41 @@ def sampled(model: nn.Module, data: TrainData, prepared: PreparedData, most: int
 
     def build(target: Path | None) -> Any:
         rows = _answered(model, prompts, tokenizer, most, data)
-        logps = logps_of(model, rows, data)
+        logps = logps_of(model, _with_images(rows, images), data)
         write_column(target, COLUMN, pa.float64(), [pa.array(logps)])
         return {"rows": json.dumps(rows)}
 
     name = cache.fingerprint({**inputs, **cache_inputs(data.unpacked, inner, data.dtype)})
     entry = data.group.fetch("reference_answers", name, f"{plural(len(prompts), 'answer')} of a reference", build)
-    return Sampled(json.loads(entry.value["rows"]), read_column(entry.path, COLUMN).to_numpy())
+    rows = _with_images(json.loads(entry.value["rows"]), images)
+    return Sampled(rows, read_column(entry.path, COLUMN).to_numpy())
 
 
-def _answered(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, data: TrainData) -> list[dict[str, list[int]]]:
-    """Prompts with sampled answers; the end of an answer, which is a choice of the model too, has loss."""
-    rows, ends = [], set(end_tokens(model, tokenizer) or ())
+def _with_images(rows: list[dict[str, Any]], images: list[Any]) -> list[dict[str, Any]]:
+    """The rows with the images of their prompts, as prepared rows have them."""
+    return [row | ({"images": stored(some)} if some else {}) for row, some in zip(rows, images, strict=True)]
+
+
+def _answered(model: Any, prompts: list[list[int]], tokenizer: Any, most: int, data: TrainData) -> list[dict[str, Any]]:
+    """Prompts with sampled answers, in their order; the end of an answer, which is a choice of the model too, has loss."""
+    rows, ends = dict[int, dict[str, Any]](), set(end_tokens(model, tokenizer) or ())
+    never = getattr(tokenizer, "image_ids", None)  # a sampled token of an image would need an image
+    options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **({"suppress_tokens": never} if never else {})}
     model.to(data.device)
     with evaluating(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())), data.autocast():
         torch.manual_seed(SEED)
         for group in groups_of(np.argsort([-len(prompt) for prompt in prompts], kind="stable"), BATCH):
             given = [prompts[place] for place in group]
             fits = max(1, room(model, max(map(len, given)), most))
-            out = continued(model, given, tokenizer, fits, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-            for prompt, answer in zip(given, out.tolist(), strict=True):
-                end = next((place + 1 for place, token in enumerate(answer) if token in ends), len(answer))
+            out = continued(model, given, tokenizer, fits, **options)
+            for place, prompt, answer in zip(group, given, out.tolist(), strict=True):
+                end = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))
                 labels = [IGNORED] * len(prompt) + answer[:end]
-                rows.append({"input_ids": prompt + answer[:end], "labels": labels})
-    return rows
+                rows[place] = {"input_ids": [*prompt, *answer[:end]], "labels": labels}
+    return [rows[place] for place in range(len(prompts))]
 
 
-def logps_of(model: Any, rows: list[dict[str, list[int]]], data: TrainData) -> np.ndarray:
+def logps_of(model: Any, rows: list[dict[str, Any]], data: TrainData) -> np.ndarray:
     """The summed log-probabilities of the answers in token rows, `[n]` (nats)."""
     found, collate = np.zeros(len(rows)), data.unpacked.collate.plain
     with evaluating(model), torch.no_grad(), data.autocast():

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hfstrat.errors import UserError
 from hfstrat.objectives.base import Objective
 from hfstrat.objectives.dropout import check_dropout, without_dropout
-from hfstrat.objectives.preference.task import PreferenceTask
+from hfstrat.objectives.preference.task import BY_TASK
 from hfstrat.tasks.base import Task
-from hfstrat.tasks.causal_lm import CausalLM
 from hfstrat.trainer.distributed import ALONE, DEEPSPEED, FSDP
 
 if TYPE_CHECKING:
@@ -37,12 +36,14 @@ class PreferenceObjective(Objective):
 
     @property
     def task(self) -> Task:
-        return PreferenceTask(self.section)
+        make = BY_TASK.get(self.base_task.name)
+        return make(self.section) if make else self.base_task  # which `check` refuses
 
     def check(self, recipe: Recipe, wrapping: str = ALONE) -> None:
         name = self.section.name
-        if recipe.task != CausalLM.name:
-            raise UserError(f"objective: {name}: preferences are between generated answers; it needs task: causal-lm")
+        if recipe.task not in BY_TASK:
+            named = " or ".join(BY_TASK)
+            raise UserError(f"objective: {name}: preferences are between generated answers; it needs task: {named}")
         if why := REFUSED.get(recipe.strategy.name):
             raise UserError(f"objective: {name} cannot be combined with strategy {recipe.strategy.name}: {why}")
         if getattr(recipe.strategy, "precompute", None) is True:

@@ -1,19 +1,23 @@
-"""Causal language modeling on preferences: the rows, the loss and the metrics; the models are those of the task."""
+"""The tasks that are trained on preferences: their rows, the loss and the metrics; the models are those of the task."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hfstrat.data.image_places import COLUMNS as IMAGE_COLUMNS
+from hfstrat.data.preference_rows import two
 from hfstrat.data.preferences import LabeledFormat, PreferenceFormat
 from hfstrat.objectives.preference.metrics import LabeledMetrics, PreferenceMetrics
-from hfstrat.tasks.base import Pictures, Values
+from hfstrat.tasks.base import Pictures, Rows, Task, Values
 from hfstrat.tasks.causal_lm import CausalLM, LanguageModel, LanguageRows, LanguageText
+from hfstrat.tasks.image_text_to_text import ImageTextModel, ImageTextRows, ImageTextText, ImageTextToText, lengthened
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from hfstrat.data.prepare import PreparedData
+    from hfstrat.data.prepare import PreparedData, RowEncoder
     from hfstrat.models.load import Base
     from hfstrat.pages.blocks import Section
     from hfstrat.recipe.data import Data
@@ -25,10 +29,9 @@ COLUMNS = ["prompt", "chosen", "rejected", "completion", "label", "messages", "c
 NOUN = {False: "pair", True: "labeled answer"}
 
 
-class PreferenceRows(LanguageRows):
-    """Prompts with a chosen and a rejected answer."""
+class PairRows(Rows):
+    """Prompts with a chosen and a rejected answer, or answers with labels; what the tasks have in common."""
 
-    columns = COLUMNS
     streams = False
 
     def __init__(self, section: ObjectiveSection) -> None:
@@ -60,36 +63,40 @@ class PreferenceRows(LanguageRows):
         max_eval_rows: int | None = None,
         held_out: np.ndarray | None = None,
     ) -> PreparedData:
-        from hfstrat.data.prepare import PreparedData, divide
+        from hfstrat.data.prepare import divide
 
-        encoder = self._encoder(data, tokenizer, data.template)
-        return PreparedData(**divide(encoder, data, seed, max_eval_rows, held_out).fields(data, seed, samples))
+        encoder = self.encoder(data, tokenizer, data.template)
+        return self.prepared(divide(encoder, data, seed, max_eval_rows, held_out).fields(data, seed, samples))
 
     def prepare_eval(self, data: Data, tokenizer: Any, config: Any, samples: int, max_rows: int | None) -> PreparedData:
-        from hfstrat.data.prepare import PreparedData, evaluation_fields
+        from hfstrat.data.prepare import evaluation_fields
         from hfstrat.data.render import TEMPLATES
 
         template = (
             data.template if data.template in TEMPLATES else "chat"
         )  # the template of a file is the tokenizer's own by now
-        return PreparedData(**evaluation_fields(self._encoder(data, tokenizer, template), data, samples, max_rows))
+        return self.prepared(evaluation_fields(self.encoder(data, tokenizer, template), data, samples, max_rows))
 
-    def _encoder(self, data: Data, tokenizer: Any, template: str) -> Any:
-        from hfstrat.data.preference_rows import PreferenceEncoder
-        from hfstrat.data.render import Renderer
+    @abstractmethod
+    def encoder(self, data: Data, tokenizer: Any, template: str) -> RowEncoder:
+        """How rows become token ids."""
 
-        return PreferenceEncoder(Renderer(tokenizer, template, "completions", data.chat_template_kwargs), self.unpaired)
+    def prepared(self, fields: dict[str, Any]) -> PreparedData:
+        """The prepared data of these fields."""
+        from hfstrat.data.prepare import PreparedData
+
+        return PreparedData(**fields)
 
     def collator(self, base: Base, data: PreparedData, tokenizer: Any, multiple: int) -> Any:
-        from hfstrat.data.collate import Collator
         from hfstrat.objectives.preference.collate import PreferenceCollator
 
-        plain = Collator(tokenizer.pad_token_id or 0, multiple, masks_logits=False, selects_rows=True)
-        return PreferenceCollator(plain, self.section.name == "orpo", self.unpaired)
+        return PreferenceCollator(self.plain_collator(tokenizer, multiple), self.section.name == "orpo", self.unpaired)
 
-    def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
-        longest = self.longest(data)  # one long answer pads all sequences of its batch
-        return {"input_ids": [1] * 2 * longest, "labels": [1] * 2 * longest, "split": longest, "desirable": 1}
+    def plain_collator(self, tokenizer: Any, multiple: int) -> Any:
+        """The collator of single sequences."""
+        from hfstrat.data.collate import Collator
+
+        return Collator(tokenizer.pad_token_id or 0, multiple, masks_logits=False, selects_rows=True)
 
     def longest(self, data: PreparedData) -> int:
         from hfstrat.data.preference_rows import longest_sequence
@@ -97,16 +104,65 @@ class PreferenceRows(LanguageRows):
         return max(longest_sequence(rows) for rows in (data.train, data.eval))
 
     def parts(self, row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-        from hfstrat.data.preference_rows import two
-
         first, second = two(row)
         if self.unpaired:
             return [("desirable" if row["desirable"] else "undesirable", first)]
         return [("chosen", first), ("rejected", second)]
 
 
+class PreferenceRows(PairRows, LanguageRows):
+    """Preferences between texts."""
+
+    columns = COLUMNS
+
+    def encoder(self, data: Data, tokenizer: Any, template: str) -> RowEncoder:
+        from hfstrat.data.preference_rows import PreferenceEncoder
+        from hfstrat.data.render import Renderer
+
+        return PreferenceEncoder(Renderer(tokenizer, template, "completions", data.chat_template_kwargs), self.unpaired)
+
+    def worst_row(self, data: PreparedData, length: int) -> dict[str, Any]:
+        longest = self.longest(data)  # one long answer pads all sequences of its batch
+        return {"input_ids": [1] * 2 * longest, "labels": [1] * 2 * longest, "split": longest, "desirable": 1}
+
+
+class ImagePreferenceRows(PairRows, ImageTextRows):  # type: ignore[misc]  # prepares other data than the task alone
+    """Preferences between answers to prompts with images."""
+
+    columns = [*COLUMNS, *IMAGE_COLUMNS]
+
+    @property
+    def reader(self) -> Callable[..., Any]:
+        from hfstrat.data import image_preferences
+
+        return image_preferences.reader(self.unpaired)
+
+    def encoder(self, data: Data, tokenizer: Any, template: str) -> RowEncoder:
+        from hfstrat.data.image_preferences import ImagePreferenceEncoder
+        from hfstrat.data.image_render import ImageRenderer
+
+        renderer: Any = ImageRenderer(tokenizer, template, "completions", data.chat_template_kwargs)
+        return ImagePreferenceEncoder(renderer, self.unpaired)
+
+    def prepared(self, fields: dict[str, Any]) -> PreparedData:
+        from hfstrat.data.image_chats import ImageTexts
+
+        return ImageTexts.of(fields)
+
+    def plain_collator(self, tokenizer: Any, multiple: int) -> Any:
+        from hfstrat.data.image_text_batches import ImageTextCollator
+
+        return ImageTextCollator(tokenizer, multiple, masks_logits=False, selects_rows=True)
+
+    def worst_row(self, data: Any, length: int) -> dict[str, Any]:
+        """The training row with the most image tokens, whose answers are made as long as the longest, with loss on all."""
+        longest, row = self.longest(data), dict(data.train[int(data.counts["image_tokens"].argmax())])
+        both = [lengthened(part["input_ids"], longest, data.renderer.processor) for part in two(row)]
+        return {**row, "input_ids": both[0] + both[1], "labels": both[0] + both[1], "split": longest}
+
+
 class PreferenceModel(LanguageModel):
-    """A causal LM with the loss of the objective bound to it."""
+    """A model with the loss of the objective bound to it."""
 
     def __init__(self, section: ObjectiveSection) -> None:
         self.section = section
@@ -152,6 +208,14 @@ class PreferenceText(LanguageText):
         return page.advice(result)
 
 
+class ImagePreferenceModel(PreferenceModel, ImageTextModel):
+    """A vision-language model with the loss of the objective bound to it."""
+
+
+class ImagePreferenceText(PreferenceText, ImageTextText):
+    """Predictions are greedy answers to prompts with images."""
+
+
 class PreferenceTask(CausalLM):
     """The task `causal-lm` with a preference objective."""
 
@@ -160,3 +224,20 @@ class PreferenceTask(CausalLM):
         self.model = PreferenceModel(section)
         self.metrics = LabeledMetrics(section=section) if section.name == "kto" else PreferenceMetrics()  # type: ignore[assignment]
         self.text = PreferenceText(section)
+
+
+class ImagePreferenceTask(ImageTextToText):
+    """The task `image-text-to-text` with a preference objective."""
+
+    def __init__(self, section: ObjectiveSection) -> None:
+        self.rows = ImagePreferenceRows(section)  # type: ignore[assignment]
+        self.model = ImagePreferenceModel(section)
+        self.metrics = PreferenceTask(section).metrics  # type: ignore[assignment]
+        self.text = ImagePreferenceText(section)
+
+
+BY_TASK: dict[str, Callable[[ObjectiveSection], Task]] = {
+    CausalLM.name: PreferenceTask,
+    ImageTextToText.name: ImagePreferenceTask,
+}
+"""The tasks that are trained on preferences, by name."""

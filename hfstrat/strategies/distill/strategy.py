@@ -53,6 +53,7 @@ def objective_of(task: str) -> Objective:
 
     distillers = {
         "causal-lm": Objective(objective.Distiller, precompute.cache_outputs),
+        "image-text-to-text": Objective(objective.Distiller, precompute.cache_outputs),
         "text-classification": Objective(classification.ClassDistiller, classification.cache_outputs),
         "image-classification": Objective(classification.ImageDistiller, classification.cache_outputs),
         "audio-classification": Objective(classification.AudioDistiller, classification.cache_outputs),
@@ -96,6 +97,11 @@ class Distill(Strategy[section.Distill]):
         wanted = self.section
         if recipe.training.class_weights is not None:
             raise UserError("training.class_weights: a student learns the classes as its teacher weighs them; remove it")
+        if recipe.image.precompute is True:
+            raise UserError(
+                "image.precompute: true: the teacher is given the images of each batch, and not the features of the student's "
+                "vision tower; set auto or false"
+            )
         if recipe.model.quantization is not None and wanted.shrink:
             raise UserError(
                 "strategy.shrink: layers are left out of the model after it is loaded, so the trainable layers are unknown at "
@@ -148,7 +154,10 @@ class Distill(Strategy[section.Distill]):
 
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         with self._student_keys():
-            return self.student.load_tokenizer(self._of_student(recipe))
+            found = self.student.load_tokenizer(self._of_student(recipe))
+        if getattr(found, "precompute", False):  # of a vision-language model: the teacher is given the images themselves
+            found.precompute = False  # type: ignore[attr-defined]
+        return found
 
     def read(self, recipe: Recipe, screen: Console | None = None) -> tuple[PreTrainedTokenizerBase, Data]:
         tokenizer, data = super().read(recipe, screen)
@@ -253,14 +262,26 @@ class Distill(Strategy[section.Distill]):
         return [*page.advice(result), *self.student.advice(result)]
 
 
+OF_TEXTS = {  # keys for models of text alone, and why
+    "shrink": "layers are left out of a model of one stack, and a vision-language model has two",
+    "hidden_states": "layers of a model of one stack are matched, and a vision-language model has two",
+    "seq_kd": "answers of the teacher are generated for prompts without images only",
+    "on_policy": "answers of the student are generated for prompts without images only",
+}
+
+
 def _check_task(strategy: section.Distill, task: Task) -> None:
     """Refuse a student that does not support the task, and keys for language models. Raises UserError."""
     if task.name not in strategy.student.tasks:
+        instead = "" if task.text.generates else "shrink a trained classifier, or "
         raise UserError(
-            f"strategy.student.name: {strategy.student.name} is not for task: {task.name}; shrink a trained classifier, or "
-            "name a smaller pretrained model"
+            f"strategy.student.name: {strategy.student.name} is not for task: {task.name}; {instead}name a smaller pretrained "
+            "model"
         )
     if task.text.generates:
+        for key, reason in OF_TEXTS.items() if task.model.sees_images else ():
+            if getattr(strategy, key):
+                raise UserError(f"strategy.{key}: {reason}; remove it for task: {task.name}")
         return
     form = strategy.teacher_cache.form
     given = [key for key in ("divergence", "temperature", "skew") if key in strategy.model_fields_set]

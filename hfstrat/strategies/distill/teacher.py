@@ -125,6 +125,7 @@ def place_teacher(
             f"strategy.teacher: {section.name_or_path} has {known:,} tokens and the student's tokenizer {len(tokenizer):,}; "
             "use another teacher, or remove model.add_tokens"
         )
+    base.task.model.check_teacher(found, section, tokenizer)
     return found
 
 

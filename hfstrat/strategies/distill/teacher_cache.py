@@ -110,9 +110,9 @@ class Rows(NamedTuple):
         digest, lengths, supervised = hashlib.sha256(), [], []
         for place in first:
             row = rows[int(place)]
-            names = ("input_ids", "labels", "token_type_ids")
-            ids, labels, types = (np.asarray(row.get(name, ()), dtype=np.int64) for name in names)
-            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + labels.tobytes() + types.tobytes())
+            names = ("input_ids", "labels", "token_type_ids", "content")  # the last: a hash of images
+            ids, labels, *others = (np.asarray(row.get(name, ()), dtype=np.int64) for name in names)
+            digest.update(len(ids).to_bytes(8, "little") + b"".join(one.tobytes() for one in (ids, labels, *others)))
             lengths.append(len(ids))
             supervised.append(int((labels[1:] != IGNORED).sum()))
         return cls(first, which, np.array(lengths), np.array(supervised, dtype=np.int64), digest.hexdigest())

@@ -263,7 +263,7 @@ def _with_features(data: TrainData, tower: Tower) -> TrainData:
         if sample is None:
             raise Refused("no row has an image")
         tower.bind()
-        batch = _on_device(data, [sample])
+        batch = _single(data, sample)
         try:
             tower.observe(batch)
         except Refused:
@@ -280,7 +280,8 @@ def _with_features(data: TrainData, tower: Tower) -> TrainData:
         alone = {name for name in batch if "pixel" in name or "image" in name} == {"pixel_values"}
         one_each = alone and len(sample["images"]) == batch["pixel_values"].shape[0] == example.shape[0]
         pixels = tuple(batch["pixel_values"].shape[1:]) if one_each else None
-        collate = FeatureCollator(data.collate, tower, dtype, shape, pixels)
+        single = FeatureCollator(data.collate.of_sequences(), tower, dtype, shape, pixels)
+        collate = data.collate.with_sequences(single)
         found = data.with_rows(collate, parts["train"][0], parts["eval"][0])
         _check(found, tower)
     size, images = sum(part[1] for part in parts.values()), sum(part[2] for part in parts.values())
@@ -295,6 +296,11 @@ def _with_features(data: TrainData, tower: Tower) -> TrainData:
 
 def _rows(rows: Any) -> Any:
     return (rows[index] for index in range(len(rows)))
+
+
+def _single(data: TrainData, row: dict[str, Any]) -> Batch:
+    """A row as a batch of one sequence with its images, also where an example is two sequences."""
+    return _on_device(data, [data.collate.sequence(row)], data.collate.of_sequences())
 
 
 def _on_device(data: TrainData, rows: list[dict[str, Any]], collate: Any = None) -> Batch:
@@ -319,7 +325,7 @@ def _fetch(
         row = rows[int(first[index])]
         if not row["images"]:
             return torch.empty(0, *shape, dtype=dtype)
-        found = tower.take(_on_device(data, [row])).cpu()
+        found = tower.take(_single(data, row)).cpu()
         if tuple(found.shape[1:]) != shape:
             raise Refused("images have features of different sizes")
         return found

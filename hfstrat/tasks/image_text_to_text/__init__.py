@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfstrat.data.image_messages import COLUMNS, OUR_COLUMNS, ImageTextFormat
+from hfstrat.data.image_messages import OUR_COLUMNS, ImageTextFormat
+from hfstrat.data.image_places import COLUMNS
 from hfstrat.data.values import BadRow
 from hfstrat.errors import UserError
 from hfstrat.recipe.format import plural
+from hfstrat.recipe.objectives import ObjectiveSection
 from hfstrat.tasks.base import Rows, Task, check_one_stack
 from hfstrat.tasks.causal_lm import LanguageModel, LanguageText, TokenMetrics
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 NAME = "image-text-to-text"
 FILES = ("processor_config.json", "preprocessor_config.json")
 PROBED = 2  # rows on which a saved model is compared
+THUMBNAIL, MOST_PIXELS = 200, 800  # pixels of the longer side of an image on a page, and of several in a row
 FROZEN = ("vision",)  # unless strategy.freeze is set
 
 
@@ -124,22 +127,22 @@ class ImageTextRows(Rows):
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         """The training row with the most image tokens, with loss on the rest, made as long as the longest."""
         row = dict(data.train[int(data.counts["image_tokens"].argmax())])
-        more = max(0, length - len(row["input_ids"]))
-        ids = [*row["input_ids"], *([data.renderer.processor.eos_token_id or 0] * more)]
+        ids = lengthened(row["input_ids"], length, data.renderer.processor)
         return {**row, "input_ids": ids, "labels": ids}
 
     def inputs_of(self, data: Any, row: dict[str, Any], most: int) -> dict[str, Any]:
         """The inputs of one row, complete: an image is never cut."""
         from hfstrat.data.image_text_batches import ImageTextCollator
 
-        batch = ImageTextCollator(data.renderer.processor, 1, False)([row])
+        batch = ImageTextCollator(data.renderer.processor, 1, False)([self.parts(row)[0][1]])
         return {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
 
     def probe(self, data: Any, collate: Any) -> dict[str, Any]:
         from hfstrat.data.image_text_batches import ImageTextCollator
 
         plain = ImageTextCollator(data.renderer.processor, 1, False)
-        rows = [data.eval[place] for place in range(len(data.eval) - 1, max(-1, len(data.eval) - 1 - PROBED), -1)]
+        places = range(len(data.eval) - 1, max(-1, len(data.eval) - 1 - PROBED), -1)
+        rows = [self.parts(data.eval[place])[0][1] for place in places]
         return {name: value for name, value in plain(rows).items() if name != "labels"} | {"use_cache": False}
 
     def renderer(self, tokenizer: Any, template: str, options: Mapping[str, Any] | None = None) -> Any:
@@ -154,16 +157,27 @@ class ImageTextRows(Rows):
             ids += [*row["input_ids"][done:start], tokenizer.image_ids[0]]
             labels += row["labels"][done : start + 1]
             done = end
-        return {**row, "input_ids": ids + row["input_ids"][done:], "labels": labels + row["labels"][done:]}
+        folded = {"input_ids": ids + row["input_ids"][done:], "labels": labels + row["labels"][done:]}
+        return {**row, "length": len(row["input_ids"]), **folded}
 
     def note(self, row: dict[str, Any]) -> str:
-        count = len(row["images"])
-        return f"{row['image_tokens']:,} of its tokens are of {plural(count, 'image')}, each shown as one" if count else ""
+        tokens = sum(end - start for start, end in zip(row["spans"][::2], row["spans"][1::2], strict=True))
+        images = plural(len(row["images"]), "image")
+        return f"{tokens:,} tokens are of {images}, each shown as one" if row["images"] else ""
 
     def draw(self, data: Any, file: Path) -> str:
         from hfstrat.data.image_text_sheet import draw
 
         return draw(data, file)
+
+    def picture(self, example: Any) -> bytes:
+        images = example.get("images") if isinstance(example, dict) else None
+        if not images:
+            return b""
+        from hfstrat.data.contact_sheet import jpeg
+        from hfstrat.data.image_text_sheet import strip
+
+        return jpeg(strip(images, THUMBNAIL), MOST_PIXELS)
 
 
 class ImageTextModel(LanguageModel):
@@ -228,6 +242,11 @@ class ImageTextModel(LanguageModel):
         prefixes = vision_parts.FAMILIES.get(str(base.model.config.model_type))
         return (lambda name: True) if prefixes is None else (lambda name: vision_parts.role_of(name, prefixes) == "language")
 
+    def check_teacher(self, teacher: Any, section: Any, processor: Any) -> None:
+        from hfstrat.tasks.image_text_to_text.processor import check_teacher
+
+        check_teacher(teacher, section, processor)
+
     def write_config(self, base: Base, folder: Path) -> None:
         """Write config.json, by which the task of an adapter is known."""
         import copy
@@ -236,6 +255,11 @@ class ImageTextModel(LanguageModel):
         config.architectures = [type(base.model).__name__]
         vars(config).pop("quantization_config", None)  # of the base in training
         config.save_pretrained(folder)
+
+
+def lengthened(ids: list[int], length: int, processor: Any) -> list[int]:
+    """A sequence made as long as this with ends of text."""
+    return [*ids, *([processor.eos_token_id or 0] * max(0, length - len(ids)))]
 
 
 def _no_such_model(name: str, family: str) -> str:
@@ -256,7 +280,7 @@ class ImageTextText(LanguageText):
     processor = ("processor", "AutoProcessor")
 
     def prompt(self, prompt: Any) -> str:
-        from hfstrat.data.image_messages import MARK
+        from hfstrat.data.image_places import MARK
         from hfstrat.data.media_files import MediaRef
 
         text, images = super().prompt(prompt), list(prompt.get("images", [])) if isinstance(prompt, dict) else []
@@ -315,7 +339,8 @@ class ImageTextToText(Task):
             raise UserError(f"data.documents: {data.documents}: it is for plain texts; remove it for task: {self.name}")
         if data.template == "plain":
             raise UserError("data.template: plain: it has no place for images; set chat, auto or a .jinja file")
-        if data.format not in ("auto", "messages", "conversations", "prompt-completion", "alpaca"):
+        formats = ("auto", "messages", "conversations", "prompt-completion", "alpaca")
+        if recipe.objective.rows == ObjectiveSection.rows and data.format not in formats:  # else the objective reads them
             raise UserError(
                 f"data.format: {data.format}: {self.name} reads messages, conversations, prompt-completion or alpaca"
             )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 VIDEO = "video_preprocessor_config.json"
 KEY = "image.processor_kwargs"
+PROBED = ((64, 48), (40, 200))  # width and height of images on which two processors are compared
 
 
 def load(recipe: Recipe) -> ChatProcessor:
@@ -29,6 +30,7 @@ def load(recipe: Recipe) -> ChatProcessor:
     if found.words.pad_token_id is None and found.words.eos_token is not None:
         found.words.pad_token = found.words.eos_token
     found.words.padding_side, found.precompute = "right", recipe.image.precompute
+    found.settings = recipe.image.processor_kwargs
     check_images(found, KEY if recipe.image.processor_kwargs else key, source)
     return found
 
@@ -78,6 +80,51 @@ def check_images(processor: ChatProcessor, key: str, source: str) -> None:
         processor.pieces([(64, 48)])
     except Exception as error:  # a processor fails in any way
         raise UserError(f"{key}: {source}: its processor cannot process a picture: {first_line(error)}") from error
+
+
+def check_teacher(teacher: Any, section: Any, processor: ChatProcessor) -> None:
+    """Refuse a teacher that cannot be given the student's images. Raises UserError.
+
+    Args:
+        section: of the teacher.
+        processor: of the student.
+    """
+    import torch
+    from PIL import Image
+
+    key, source = "strategy.teacher", section.name_or_path
+    folder = Path(source).expanduser()
+    own = from_source(str(folder) if folder.is_dir() else source, {}, key, processor.settings)
+    ours, theirs = (each.processor.image_processor.to_dict() for each in (processor, own))
+    if differs := next((name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)), ""):
+        raise UserError(
+            f"{key}: {source} has another processor of images ({differs} is {theirs.get(differs)}, and {ours.get(differs)} for "
+            "the student): both are given the same pixels; use a teacher of the student's family"
+        )
+    for size in PROBED:
+        counts = [len(_tokens(each, size)) for each in (own, processor)]
+        if counts[0] != counts[1]:
+            raise UserError(
+                f"{key}: {source} makes {counts[0]} tokens of an image of {size[0]} x {size[1]} pixels, and the student "
+                f"{counts[1]}: both are given the same tokens; use a teacher of the student's family"
+            )
+    ids = _tokens(processor, PROBED[0])
+    inputs = {"input_ids": torch.tensor([ids]), **processor.pixels([[Image.new("RGB", PROBED[0])]])}
+    if name := processor.type_key:
+        inputs[name] = torch.tensor([processor.types(ids)])
+    weights = next(each for each in teacher.parameters() if each.is_floating_point())
+    given = {key: one.to(weights.device, weights.dtype if one.is_floating_point() else None) for key, one in inputs.items()}
+    try:
+        with torch.no_grad():
+            teacher(**given)
+    except Exception as error:  # the code of a family
+        raise UserError(f"{key}: {source} cannot be given the student's images: {first_line(error)}") from error
+
+
+def _tokens(processor: ChatProcessor, size: tuple[int, int]) -> list[int]:
+    """The ids of an image of this width and height."""
+    found: list[int] = processor.words(processor.pieces([size])[0], add_special_tokens=False)["input_ids"]
+    return found
 
 
 def _class_of(source: str) -> Any:
