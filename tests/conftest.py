@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # with tiny models a second threa
 import pytest
 
 from hfstrat.tasks import verify
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell sets it for what it starts with `&`; programs inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest.register_assert_rewrite("helpers")  # assertions there show values
 

@@ -19,7 +19,7 @@ from helpers.kill_runs import Soak
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
-SETTINGS = ("training.max_steps=120", "training.eval_steps=8", "strategy.lora_dropout=0.1", "training.logging_steps=7")
+SETTINGS = ("training.max_steps=48", "training.eval_steps=8", "strategy.lora_dropout=0.1", "training.logging_steps=7")
 
 
 def result_of(folder: Path) -> dict[str, torch.Tensor]:
