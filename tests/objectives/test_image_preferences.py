@@ -242,7 +242,7 @@ def test_token_rows(made: Any, pairs: Path, tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows + more))
     lines = " ".join(prepared(Dpo(name="dpo"), file, processor).lines())
     assert "broken.png" in lines
-    assert "1 image cannot be read" in lines
+    assert "1 image that cannot be read" in lines
 
 
 @pytest.mark.parametrize("section", [Dpo(name="dpo"), pytest.param(Orpo(name="orpo"), marks=pytest.mark.slow)])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
     from hfstrat.models.load import Base
     from hfstrat.pages.blocks import Section
+    from hfstrat.recipe.data import Data
     from hfstrat.recipe.objectives import Grpo
     from hfstrat.tasks.report import Result
 
@@ -37,7 +38,7 @@ class PromptRows(PreferenceRows):
     def reader(self) -> Callable[..., Any]:
         return PromptFormat.detect
 
-    def _encoder(self, data: Any, tokenizer: Any, template: str) -> Any:
+    def encoder(self, data: Data, tokenizer: Any, template: str) -> Any:
         from hfstrat.data.prompt_rows import PromptEncoder
         from hfstrat.data.render import Renderer
 
