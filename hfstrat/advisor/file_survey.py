@@ -14,11 +14,12 @@ from hfstrat.recipe.schema import Recipe
 from hfstrat.tasks import Task
 
 
-def survey_files(data: Data, task: Task, model: Model, recipe: Recipe) -> Survey:
+def survey_files(data: Data, task: Task, model: Model, recipe: Recipe, proposes: bool = True) -> Survey:
     """Statistics of images or recordings, those of the first source; lengths are in positions of the model.
 
     Args:
         recipe: with the sections that set their size.
+        proposes: whether another size may be proposed; not where the recipe is one to train by.
 
     Raises:
         UserError: files that do not exist, cannot be read, or fit no model.
@@ -29,7 +30,7 @@ def survey_files(data: Data, task: Task, model: Model, recipe: Recipe) -> Survey
     processor = files.processor_of(model.folder, model.name)
     given = task.rows.given(model.config, model.shapes, processor, recipe)
     try:
-        found = files.look(data, task, given)
+        found = files.look(data, task, given, proposes)
         check_labels(found.rows, sort_labels(found.labels), found.many, first.path)
     except UserError as error:
         raise UserError(str(error) if key_of(str(error)) or str(error).startswith("--") else f"--data: {error}") from None

@@ -133,15 +133,20 @@ def processor_of(folder: Path | None, name: str) -> dict[str, Any]:
         return {}
 
 
-def look(data: Data, task: Task, given: Given) -> Files:
-    """Read the labels of all rows, the headers of a sample, and decode a few files. Raises UserError as training does."""
+def look(data: Data, task: Task, given: Given, proposes: bool = True) -> Files:
+    """Read the labels of all rows, the headers of a sample, and decode a few files. Raises UserError as training does.
+
+    Args:
+        proposes: whether a size of the model's inputs may be proposed that no recipe sets.
+    """
     assert isinstance(task.rows, MediaRows)
     source = task.rows.opens.open(data.train[0], data, "--data")
     source.detect = task.rows.reader
     found, stats = Files(given, task.rows.kind.plural), Statistics(source.source.path, warnings=[])
     _read_rows(source, found, stats)
     _read_headers(found, stats, task.rows.kind)
-    found.given = given.fitted(found.headers)
+    if proposes:
+        found.given = given.fitted(found.headers)
     found.remarks = [*stats.remarks(), *_few(found)]
     return found
 
@@ -149,7 +154,7 @@ def look(data: Data, task: Task, given: Given) -> Files:
 def _read_rows(source: MediaSource, found: Files, stats: Statistics) -> None:
     """Labels and the sample."""
     rows, reading = source.read()
-    total = len(source.layout.names) if source.layout is not None else len(source.paths)
+    total = _count(source)
     step = max(1, -(-total // MOST_READ))
     counts, draw = Counter[str](), np.random.default_rng(0)
     stream, count = itertools.islice(rows, 0, None, step), 0
@@ -173,6 +178,19 @@ def _read_rows(source: MediaSource, found: Files, stats: Statistics) -> None:
     found.labels = {name: round(number * found.rows / count) for name, number in counts.most_common()}
     found.many, found.format = reading.many, reading.kind
     stats.rows_read, stats.warnings = found.rows, [*stats.warnings, *reading.remarks, *source.remarks()]
+
+
+def _count(source: MediaSource) -> int:
+    """The number of rows, so that an even part of them is read; a table of another format than Parquet is read for it."""
+    if source.layout is not None:
+        return len(source.layout.names)
+    if source.paths:
+        return len(source.paths)
+    if source.files and all(file.suffix == ".parquet" for file in source.files):
+        import pyarrow.parquet
+
+        return sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in source.files)
+    return sum(1 for _ in source.rows())
 
 
 def _read_headers(found: Files, stats: Statistics, kind: Any) -> None:

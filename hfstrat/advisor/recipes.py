@@ -244,7 +244,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
         raise UserError("training.packing: dense: the number of steps depends on the tokenized data, and is not predicted")
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
     if model.reads_files:
-        survey = survey_files(recipe.data, task, model, recipe)
+        survey = survey_files(recipe.data, task, model, recipe, proposes=False)
     else:
         survey = data.survey(recipe.data, recipe.task, model.context, model.folder)
         survey = replace(survey, max_length=min(recipe.data.max_length, model.context), objective=recipe.objective.name)

@@ -236,7 +236,9 @@ def rate_of_report(report: Report) -> float | None:
         return None
     try:
         task = TASKS[recipe.task]
-        model = architecture.read(recipe.model.name_or_path, task if task.rows.kind else None)
+        if task.rows.kind is not None:  # decoding is in their speed, and no tokens are in their statistics
+            return None
+        model = architecture.read(recipe.model.name_or_path)
         made = architecture.parameters_of(model, task, 2)
         if made is None:
             return None

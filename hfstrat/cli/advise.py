@@ -144,7 +144,10 @@ def _task_of_files(request: Request) -> Task | None:
             raise UserError(f"--task: {wanted.name}: sizes by hand are for texts; give --data")
         return None
     section = load_data(request.data, request.overrides).recipe.data
-    return files.task_of(section, request.task)
+    found = files.task_of(section, request.task)
+    if found is None and (odd := next((each for each in request.overrides if not each.startswith("data.")), None)):
+        raise UserError(f"advise: {odd}: it is for images or recordings, and {request.data} has texts; remove it")
+    return found
 
 
 def _check_overrides(request: Request) -> None:

@@ -170,13 +170,14 @@ def _chat_with_images(model: Any, renderer: Any, how: How, waiting: list[str]) -
         elif line.startswith("/"):
             print(f"({line}: no such command; {WITH_IMAGES})", flush=True)
         elif line:
+            given, waiting = waiting, []  # a message that cannot be answered is left out with its images
             with _said(is_terminal):
-                asked = [*messages, {"role": "user", "content": MARK * len(waiting) + line}]
-                prompt = {"messages": asked, "images": [*images, *waiting]}
+                asked = [*messages, {"role": "user", "content": MARK * len(given) + line}]
+                prompt = {"messages": asked, "images": [*images, *given]}
                 if generation.room(model, len(renderer.prompt_ids(how.prompt(prompt))), 1) < 1:
                     raise UserError("this conversation exceeds the model's context; start again with /reset")
                 messages = [*asked, {"role": "assistant", "content": generation.stream(model, renderer, prompt, how)}]
-                images, waiting = [*images, *waiting], []
+                images = [*images, *given]
 
 
 @contextmanager

@@ -97,7 +97,10 @@ def times(loaded: Loaded, rate: Rate) -> Times:
         speed.seconds(work, survey.tokens, steps, epochs, held, evaluations, rate)
         for epochs, evaluations in ((0.0, 0.0), (1 / steps, 0.0), (0.0, 1.0))
     )
-    return Times(shortest, measured - start, shortest - start, rows)
+    decoded = survey.reading * (work.once == 0)  # of files whose states are not cached, in each pass
+    first = survey.reading * (survey.rows + rows) if work.once else decoded * (loaded.recipe.training.global_batch_size + rows)
+    step = shortest - start + decoded * loaded.recipe.training.global_batch_size
+    return Times(shortest + first, measured - start + decoded * rows, step, rows)
 
 
 def devices() -> list[str]:

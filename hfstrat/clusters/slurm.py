@@ -237,7 +237,12 @@ class Slurm(Engine):
 
     @staticmethod
     def waits_or_runs(submitted: Submitted) -> bool | None:
-        return bool(_queued(submitted.id)) if shutil.which("squeue") else None
+        if shutil.which("squeue") is None:
+            return None
+        done = subprocess.run(["squeue", "-h", "-j", submitted.id, "-o", "%T"], capture_output=True, text=True, check=False)
+        if done.returncode != OK and "Invalid job id" not in done.stderr:  # such as a controller that does not answer
+            return None
+        return bool(_queued(submitted.id))
 
     def follow(self, submitted: Submitted) -> int:
         log, shown, unknown = self.job.folder / f"{submitted.id}.log", 0, 0

@@ -29,6 +29,8 @@ from hfstrat.recipe.data import Data, Source
 
 VERSION = 1  # of the token rows written here: increase it where they change
 OF_PROMPT = ("system", "history", *ASKING, "input")
+READ = ("instruction", "prompt", "conversations", "messages")  # the order of `preferences.prompt_of`
+PAIR = ("chosen", "rejected")
 ANSWERS = ("chosen", "chosen_messages", "rejected", "rejected_messages", "completion")
 
 
@@ -46,6 +48,7 @@ class ImagePreferenceFormat(PreferenceFormat):
     def example(self, row: Row) -> Preference:
         """The row as a preference, with `MARK` in the places of its images. Raises BadRow if it does not fit the format."""
         values = self.values(row)
+        _leave_one_prompt(values)
         given, parts = images_of(values), has_parts(values, (*OF_PROMPT, *ANSWERS))
         groups = [names for names in (OF_PROMPT, *((name,) for name in ANSWERS)) if any(name in values for name in names)]
         found = [_marked(values, names, Places(given is not None, parts)) for names in groups]
@@ -64,6 +67,21 @@ class ImagePreferenceFormat(PreferenceFormat):
 
 class ImageLabeledFormat(ImagePreferenceFormat, LabeledFormat):
     """Answers with labels to prompts with images; a pair is read as two answers, as in `LabeledFormat`."""
+
+
+def _leave_one_prompt(values: dict[str, Any]) -> None:
+    """Remove the columns that are not read as the prompt, in place, so that images are placed in the one that is.
+
+    Where both answers are complete conversations with images, these have the prompt with the places of its images.
+    """
+    name = next((one for one in READ if not is_missing(values.get(one))), None)
+    answers = [next((one for one in (side, f"{side}_messages") if not is_missing(values.get(one))), side) for side in PAIR]
+    whole = all(first_user_turn(values.get(one)) is not None for one in answers)
+    if whole and (has_parts(values, answers) or images_of(values)):
+        name = None
+    for other in READ:
+        if other != name:
+            values.pop(other, None)
 
 
 def _marked(values: dict[str, Any], names: tuple[str, ...], places: Places) -> Places:

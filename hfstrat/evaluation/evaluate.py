@@ -228,8 +228,14 @@ def seen_in_training(request: Request) -> list[str]:
     report = resolve(request.target)[1]
     if request.data is None or report is None:
         return []
-    given = Path(request.data).expanduser().absolute()
-    trained = [source.path for source in report.run.recipe.data.train if Path(source.path).expanduser().absolute() == given]
+    given, now, before = Path(request.data).expanduser().absolute(), request.recipe().data, report.run.recipe.data
+    part = now.of(now.train[0], "split"), now.of(now.train[0], "config")
+    trained = [
+        source.path
+        for source in before.train
+        if Path(source.path).expanduser().absolute() == given
+        and (before.of(source, "split"), before.of(source, "config")) == part
+    ]
     return [
         f"{'warning':<9} --data: {request.data} is training data of this run; it has not seen the rows that it held "
         "out, which are measured without --data"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -242,8 +243,13 @@ def present(job: Job, finished: Report) -> None:
         job.screen.print(f"no card          {type(error).__name__}: {error}", markup=False)
     for line in push.push(job.recipe, job.folder, finished):
         job.screen.print(line, markup=False)
-    tried = "chat" if job.task.text.generates else "predict"
-    ways = f"hfstrat {tried} {job.folder} tries it, hfstrat use {job.folder} prints the lines that load and serve it"
+    folder, kind = shlex.quote(str(job.folder)), job.task.rows.kind
+    if job.task.text.generates:
+        continues = getattr(job.data.renderer, "continues_text", False)
+        tried = f"generate {folder} -p TEXT" if continues else f"chat {folder}"
+    else:
+        tried = f"predict {folder} --{kind.column} PATH" if kind else f"predict {folder} --text TEXT"
+    ways = f"hfstrat {tried} tries it, hfstrat use {folder} prints the lines that load and serve it"
     job.screen.print(f"next             {ways}", markup=False)
 
 

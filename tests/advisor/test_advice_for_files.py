@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,13 @@ from hfstrat.advisor.file_survey import survey_files
 from hfstrat.advisor.hardware import Device
 from hfstrat.advisor.speed import Rate
 from hfstrat.cli.advise import Request, advise
+from hfstrat.data.stats import Statistics
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_data, load_recipe
 from hfstrat.strategies import defaults
 from hfstrat.strategies.description import Description, Footprint
 from hfstrat.tasks import TASKS
+from hfstrat.tasks.audio_classification.given import KEPT, kept
 
 IMAGES, SOUNDS = "image-classification", "audio-classification"
 FAMILIES = [(IMAGES, name) for name in ("vit", "dinov2")] + [(SOUNDS, name) for name in ("wav2vec2", "whisper", "ast")]
@@ -212,6 +215,39 @@ def test_a_survey_reads_the_labels_of_all_files_and_decodes_a_few(
     assert any("from 18 of 70" in words for words in partly.estimated)
 
 
+def test_an_even_part_of_a_table_is_read(data: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted by class, so that its beginning has not all of them."""
+    paths = sorted(data(IMAGES).rglob("*.png"))
+    (tmp_path / "rows.csv").write_text("image,label\n" + "".join(f"{path},{path.parent.name}\n" for path in paths))
+    monkeypatch.setattr(files, "MOST_READ", 9)
+    task, section = TASKS[IMAGES], load_data(str(tmp_path / "rows.csv"), []).recipe.data
+    source = task.rows.opens.open(section.train[0], section, "--data")  # type: ignore[attr-defined]
+    source.detect = task.rows.reader  # type: ignore[attr-defined]
+    found = files.Files(None, "images")  # type: ignore[arg-type]
+    files._read_rows(source, found, Statistics("rows.csv", warnings=[]))
+    assert found.rows == len(paths)
+    assert found.labels.keys() == {path.parent.name for path in paths}
+
+
+def test_a_header_without_a_length_is_named_and_long_recordings_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    import soundfile
+
+    from hfstrat.data.audio_files import AudioRef
+    from hfstrat.data.media_files import Unreadable
+    from hfstrat.tasks.audio_classification.given import GivenSound
+
+    unknown = SimpleNamespace(samplerate=16_000, frames=2**63 - 1, channels=1)
+    monkeypatch.setattr(soundfile, "info", lambda file: unknown)
+    with pytest.raises(Unreadable, match="does not say how long"):
+        GivenSound(1.0, 16_000, {"model_type": "whisper"}, {}).header(AudioRef("a.flac"))
+    assert kept(np.asarray([1.0, 2.0, 1e12])) == pytest.approx(0.995e12, rel=0.01)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        seconds = rng.uniform(0.05, 4, 9)
+        enough = [n for n in range(1, 50) if np.minimum(seconds, n / 10).sum() >= KEPT * seconds.sum()]
+        assert kept(seconds) == enough[0] / 10
+
+
 def test_rows_of_evaluation_files_are_counted(data: Callable[[str], Path]) -> None:
     from hfstrat.tuning.options import count_rows
 
@@ -224,8 +260,12 @@ def test_whisper_is_given_as_much_as_the_recordings_have(model_of: Callable[...,
     assert found.sections == {"audio": {"max_length": 1.0}}, "of 2 seconds; the recordings have less than half of one"
     assert found.longest == 50
     assert any("audio.max_length=1 is proposed" in line for line in found.lines())
-    _, kept = surveyed(SOUNDS, model_of(SOUNDS, "whisper"), data(SOUNDS), "audio.max_length=2")
-    assert kept.longest == 100
+    _, given = surveyed(SOUNDS, model_of(SOUNDS, "whisper"), data(SOUNDS), "audio.max_length=2")
+    assert given.longest == 100
+    model, task = architecture.read(str(model_of(SOUNDS, "whisper")), TASKS[SOUNDS]), TASKS[SOUNDS]
+    recipe = load_data(str(data(SOUNDS)), [], task=SOUNDS).recipe
+    asked = survey_files(recipe.data, task, model, recipe, proposes=False)
+    assert asked.longest == 100, "a recipe is predicted as it is"
     _, short = surveyed(SOUNDS, model_of(SOUNDS, "wav2vec2"), data(SOUNDS), "audio.max_length=0.2")
     assert any("of the sound is beyond 0.2 s" in line for line in short.lines())
 

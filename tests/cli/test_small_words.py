@@ -16,6 +16,7 @@ from hfstrat.evaluation import evaluate as evaluation
 from hfstrat.evaluation.suite import ROWS
 from hfstrat.pages.blocks import BAD, GOOD, UNCLEAR
 from hfstrat.recipe.format import plural
+from hfstrat.recipe.schema import Recipe
 from hfstrat.run import verdict
 from hfstrat.run.train import FEW_STEPS, _remedy
 from hfstrat.tasks.generation import How
@@ -103,11 +104,15 @@ def test_the_verdict_on_token_frequencies_is_that_of_the_interval(
 
 def test_data_of_the_training_is_no_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = SimpleNamespace(data=SimpleNamespace(train=[SimpleNamespace(path="mine/a.csv"), SimpleNamespace(path="b.csv")]))
+    data = {"train": ["mine/a.csv", "b.csv", {"path": "me/rows", "split": "train"}]}
+    recipe = Recipe.model_validate({"model": "m", "strategy": "full", "data": data, "output_dir": "runs/x"})
     monkeypatch.setattr(evaluation, "resolve", lambda target: ("", SimpleNamespace(run=SimpleNamespace(recipe=recipe))))
-    for data, warned in (("b.csv", True), (str(tmp_path / "mine" / "a.csv"), True), ("other.csv", False), (None, False)):
-        lines = evaluation.seen_in_training(evaluation.Request("runs/x", data=data))
-        assert bool(lines) is warned, data
+    same = str(tmp_path / "mine" / "a.csv")
+    given = [("b.csv", (), True), (same, (), True), ("other.csv", (), False), (None, (), False)]
+    given += [("me/rows", ("data.split=test",), False), ("me/rows", ("data.split=train",), True)]
+    for file, overrides, warned in given:
+        lines = evaluation.seen_in_training(evaluation.Request("runs/x", overrides=overrides, data=file))
+        assert bool(lines) is warned, (file, overrides)
 
 
 def test_a_run_of_few_steps_is_told_to_be_too_short() -> None:

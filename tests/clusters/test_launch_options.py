@@ -333,6 +333,23 @@ def test_a_job_beside_that_of_another_engine_is_refused(files: Path, monkeypatch
     command._check_other(job, earlier)
 
 
+def test_a_scheduler_that_does_not_answer_has_not_ended_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfstrat.clusters import slurm
+    from hfstrat.clusters.engine import Submitted
+
+    job = Submitted("slurm", "7", "hfstrat-chat", "2026-01-01")
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
+    for code, printed, error, wanted in (
+        (0, "RUNNING\n", "", True),
+        (0, "", "", False),
+        (1, "", "slurm_load_jobs error: Invalid job id specified", False),
+        (1, "", "slurm_load_jobs error: Socket timed out on send/recv operation", None),
+    ):
+        answer = subprocess.CompletedProcess([], code, printed, error)
+        monkeypatch.setattr(slurm.subprocess, "run", lambda *args, answer=answer, **kwargs: answer)
+        assert Slurm.waits_or_runs(job) is wanted
+
+
 def test_files_whose_rows_name_files_get_a_note(tmp_path: Path) -> None:
     """A folder is copied with all that is in it, a file alone."""
     file = tmp_path / "rows.jsonl"

@@ -156,6 +156,24 @@ READ: dict[str, tuple[dict[str, Any], tuple[MediaRef, ...], str]] = {
         (ONE,),
         "",
     ),
+    "messages beside a text that is read": ({"prompt": "q", "messages": PLAIN, "images": [ONE], **SHARED}, (ONE,), ""),
+    "messages beside a prompt, both with places": ({"prompt": USER, "messages": USER, "images": [ONE], **SHARED}, (ONE,), ""),
+    "a text beside conversations with places": (
+        {"prompt": "what", "chosen": [*USER, *answer("red")], "rejected": [*USER, *answer("blue")], "images": [ONE]},
+        (ONE,),
+        "",
+    ),
+    "messages and a text beside conversations": (
+        {
+            "prompt": "what",
+            "messages": [*PLAIN, *answer("red")],
+            "chosen": [*PLAIN, *answer("red")],
+            "rejected": [*PLAIN, *answer("blue")],
+            "images": [ONE],
+        },
+        (ONE,),
+        "",
+    ),
     "own images": (
         {"prompt": [{"role": "user", "content": [{"type": "image", "path": ONE}, {"type": "text", "text": "x"}]}], **SHARED},
         (ONE,),

@@ -411,6 +411,19 @@ def test_what_is_trained_on_is_named_where_it_differs(converted: Migrate) -> Non
     assert "not in the words of Alpaca's prompt" in noted(done, "attention")["datasets[1].type"]
 
 
+def test_columns_of_pairs_are_those_that_the_type_reads(converted: Migrate) -> None:
+    base = {"base_model": "m", "adapter": "lora"}
+    columns = {}
+    for rl, kind in (("orpo", "chat_template.argilla"), ("kto", "llama3.argilla"), ("dpo", "llama3.argilla")):
+        done = converted(base | {"rl": rl, "datasets": [{"path": "d", "type": kind}]}, "axolotl")
+        columns[rl] = done.recipe.data.of(done.recipe.data.train[0], "columns")
+    assert not columns["orpo"]
+    assert columns["kto"] == {"instruction": "prompt"}
+    assert columns["dpo"]["chosen_response"] == "chosen"
+    empty = base | {"rl": "dpo", "dpo_loss_type": [], "datasets": [{"path": "d", "type": "chat_template.default"}]}
+    assert "the default is used" in noted(converted(empty, "axolotl"), "default")["dpo_loss_type"]
+
+
 def test_a_strategy_of_saving_that_is_unknown_is_named(converted: Migrate) -> None:
     done = converted(BASES["trl"] | {"save_strategy": "best", "save_steps": 50}, "trl")
     assert "best: training.save_steps is a number of steps" in noted(done, "missing")["save_strategy"]

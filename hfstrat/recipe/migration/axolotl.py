@@ -81,7 +81,8 @@ def _tokens(value: Any) -> Any:
 
 
 def _one_loss(value: Any) -> Any:
-    losses = as_list(value)
+    if not (losses := as_list(value)):
+        return Off("it is empty: the default is used")
     return losses[0] if len(losses) == 1 else Look(losses[0], f"a sum of losses is not offered; {losses[0]} is used")
 
 

@@ -160,7 +160,10 @@ def _preferences(draft: Draft, place: str, given: dict[str, Any], kind: str) -> 
     columns = {str(given[theirs]): ours for theirs, ours in fields.items() if given.get(theirs) not in (None, ours)}
     if kind.startswith("chat_template") and kind.endswith("default") and not given.get("field_messages"):
         columns["messages"] = "prompt"
-    columns |= PAIRED.get(kind.rpartition(".")[2], {})
+    paired = {} if kind.startswith("chat_template") else PAIRED.get(kind.rpartition(".")[2], {})
+    if str(draft.given.get("rl")) == "kto":  # whose types read a completion
+        paired = {theirs: ours for theirs, ours in paired.items() if ours == "prompt"}
+    columns |= paired
     if kind and not columns and not kind.endswith("argilla_chat"):
         wanted = "the columns have to be prompt, chosen and rejected (kto: completion and label), or mapped"
         draft.look(f"{place}.type", f"{given['type']}: {wanted}")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hfstrat.data.audio_files import AudioRef, check_header
+from hfstrat.data.audio_files import UNKNOWN, AudioRef, check_header
 from hfstrat.data.media_files import Unreadable
 from hfstrat.errors import UserError, first_line
 from hfstrat.models.parameter_names import BLOCK, CLASS_HEAD, config_size
@@ -79,6 +79,8 @@ class GivenSound(Given):
         try:
             found = soundfile.info(io.BytesIO(ref.read()) if ref.member or ref.data is not None else ref.path)
             check_header(found.samplerate, found.frames)
+            if found.frames >= UNKNOWN:
+                raise Unreadable("its header does not say how long it is")
         except Unreadable:
             raise
         except MemoryError:
@@ -132,8 +134,10 @@ class GivenSound(Given):
 
     def fitted(self, headers: list[Header]) -> GivenSound:
         """Whisper with inputs as long as the recordings, in whole seconds: its positions are sinusoids, of any length."""
+        if self.is_set or self.family != "whisper":
+            return self
         wanted = float(math.ceil(kept(np.asarray([header.seconds for header in headers]))))
-        if self.is_set or self.family != "whisper" or wanted >= self.seconds:
+        if wanted >= self.seconds:
             return self
         section = {"audio": {**self.sections.get("audio", {}), "max_length": wanted}}
         return GivenSound(wanted, self.rate, self.config, section, self.bands, False, self.seconds)
@@ -149,11 +153,14 @@ class GivenSound(Given):
 
 def kept(seconds: np.ndarray) -> float:
     """The seconds, to a tenth, within which nearly all of the sound is."""
-    longest = float(seconds.max())
-    for tenths in range(1, math.ceil(10 * longest)):
-        if np.minimum(seconds, tenths / 10).sum() >= KEPT * seconds.sum():
-            return tenths / 10
-    return math.ceil(10 * longest) / 10
+    low, high = 1, max(1, math.ceil(10 * float(seconds.max())))
+    while low < high:  # the share grows with the length
+        middle = (low + high) // 2
+        if np.minimum(seconds, middle / 10).sum() >= KEPT * seconds.sum():
+            high = middle
+        else:
+            low = middle + 1
+    return low / 10
 
 
 def given(config: dict[str, Any], shapes: Shapes, processor: dict[str, Any], recipe: Recipe) -> GivenSound:
