@@ -398,11 +398,11 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 def test_a_stopped_process_names_its_checkpoint_and_resumes_there(
     recipe: Any, tmp_path: Path, processes: int, number: int
 ) -> None:
-    settings = ["training.max_steps=400", "training.eval_steps=50", "evaluation.samples=0", DROPOUT]
+    settings = ["training.max_steps=160", "training.eval_steps=20", "evaluation.samples=0", DROPOUT]
     whole, broken, cache, source = tmp_path / "whole", tmp_path / "broken", tmp_path / "cache", recipe().source
     Run(source, settings, whole, cache, processes).finish()
     child = hfstrat("train", source, *settings, "--num-processes", str(processes), f"output_dir={broken}")
-    wait_for(lambda: (broken / "checkpoint-50").exists() or child.poll() is not None)
+    wait_for(lambda: (broken / "checkpoint-20").exists() or child.poll() is not None)
     os.kill(child.pid, number)
     out, err = child.communicate(timeout=100)
     assert child.returncode == errors.INTERRUPTED, out + err
@@ -411,7 +411,7 @@ def test_a_stopped_process_names_its_checkpoint_and_resumes_there(
     assert err.count("interrupted; the same command resumes from") == 1
     last = checkpoints.complete(broken)[-1]
     assert str(last) in err
-    assert checkpoints.step_of(last) > 50
+    assert checkpoints.step_of(last) > 20
     resumed = Run(source, settings, broken, cache, processes)
     resumed.finish()
     assert f"resuming from {last}" in resumed.log.read_text()
