@@ -24,6 +24,11 @@ class TeacherModel(Section):
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the teacher")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keywords of `from_pretrained`, for the model as for its processor."""
+        return {"trust_remote_code": self.trust_remote_code} | ({"revision": self.revision} if self.revision else {})
+
 
 class Shrink(Section):
     """The student is `model:` with layers left out, narrower ones, or both."""

@@ -46,7 +46,7 @@ def load_teacher(section: TeacherModel, task: Task, dtype: torch.dtype) -> PreTr
     from hfstrat.tasks.loading import class_of, without_restored
 
     loading, remote = None, section.trust_remote_code
-    options: dict[str, Any] = {"trust_remote_code": remote} | ({"revision": section.revision} if section.revision else {})
+    options = section.options
     source = Path(section.name_or_path).expanduser()
     try:
         name = str(source.absolute()) if source.is_dir() else section.name_or_path

@@ -125,7 +125,8 @@ class AudioModel(MediaModel):
         from hfstrat.tasks.audio_classification.processor import from_source
 
         name = section.name_or_path
-        theirs = from_source(str(Path(name).expanduser()) if Path(name).expanduser().exists() else name, {}, "strategy.teacher")
+        source = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
+        theirs = from_source(source, section.options, "strategy.teacher")
         ours, given = processor.processor.to_dict(), theirs.to_dict()
         of_length = ("chunk_length", "n_samples", "nb_max_frames", "max_length", "mel_filters")
         odd = next((key for key in sorted({*ours, *given} - {*of_length}) if ours.get(key) != given.get(key)), None)

@@ -119,7 +119,8 @@ class ImageModel(MediaModel):
         from hfstrat.tasks.image_classification.processor import from_source
 
         name = section.name_or_path
-        theirs = from_source(str(Path(name).expanduser()) if Path(name).expanduser().exists() else name, {}, "strategy.teacher")
+        source = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
+        theirs = from_source(source, section.options, "strategy.teacher")
         for key in ("image_mean", "image_std", "rescale_factor", "do_normalize", "do_rescale"):
             ours, given = getattr(processor.processor, key, None), getattr(theirs, key, None)
             if ours != given:

@@ -94,8 +94,7 @@ def check_teacher(teacher: Any, section: Any, processor: ChatProcessor) -> None:
 
     key, source = "strategy.teacher", section.name_or_path
     folder = Path(source).expanduser()
-    options = {"trust_remote_code": section.trust_remote_code} | ({"revision": section.revision} if section.revision else {})
-    own = from_source(str(folder) if folder.is_dir() else source, options, key, processor.settings)
+    own = from_source(str(folder) if folder.is_dir() else source, section.options, key, processor.settings)
     ours, theirs = (each.processor.image_processor.to_dict() for each in (processor, own))
     if differs := next((name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)), ""):
         raise UserError(

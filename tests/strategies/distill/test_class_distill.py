@@ -16,9 +16,11 @@ from torch.nn import functional
 from transformers import PretrainedConfig
 
 from hfstrat.errors import UserError
+from hfstrat.recipe.distill import TeacherModel
 from hfstrat.recipe.load import load_recipe
 from hfstrat.strategies.distill.classification import ClassDistiller, class_distill_sum
 from hfstrat.strategies.distill.loss import Mix
+from hfstrat.tasks import TASKS
 
 ROWS, LABELS = 6, 4
 
@@ -194,3 +196,19 @@ def test_a_teacher_hears_of_two_texts_as_it_learnt_them(tmp_path: Path, family: 
         wanted = teacher(batch["input_ids"], attention_mask=batch["attention_mask"], token_type_ids=types).logits
         assert torch.equal(distiller.teacher_outputs((), batch), wanted)
         assert torch.equal(student.train()(**batch).teacher_logits, wanted)
+
+
+@pytest.mark.parametrize("task", ["image-classification", "audio-classification", "image-text-to-text"])
+def test_the_processor_of_a_teacher_is_that_of_its_revision(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its code, where the recipe trusts it, as its weights are loaded."""
+    asked: list[dict[str, Any]] = []
+
+    def load(source: str, options: dict[str, Any], key: str, *more: Any) -> None:
+        asked.append(options)
+        raise UserError("enough")
+
+    monkeypatch.setattr(f"hfstrat.tasks.{task.replace('-', '_')}.processor.from_source", load)
+    section = TeacherModel(name_or_path="me/teacher", revision="v2", trust_remote_code=True)
+    with pytest.raises(UserError, match="enough"):
+        TASKS[task].model.check_teacher(None, section, SimpleNamespace(settings={}))
+    assert asked == [{"trust_remote_code": True, "revision": "v2"}]
