@@ -33,7 +33,7 @@ MODEL, DATA = ROOT / "models" / "SmolLM2-135M-Instruct", ROOT / "data" / "docstr
 
 def quickstart(tmp_path: Path, *overrides: str) -> dict[str, Any]:
     paths = (f"data.train={DATA / 'train.jsonl'}", f"data.eval={DATA / 'eval.jsonl'}", f"output_dir={tmp_path / 'run'}")
-    short = ("training.max_steps=8", "training.eval_steps=8", "evaluation.max_rows=16", "evaluation.max_new_tokens=16")
+    short = ("training.max_steps=6", "training.eval_steps=6", "evaluation.max_rows=8", "evaluation.max_new_tokens=16")
     report = run(load_recipe(str(ROOT / "recipes" / "quickstart.yaml"), [f"model={MODEL}", *paths, *short, *overrides]))
     assert report is not None
     return report["result"]

@@ -23,7 +23,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
 def test_a_real_model_trains_and_reloads(adapter: tuple[Path, dict[str, Any]]) -> None:
     _, result = adapter
-    assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"] - 0.3
+    assert result["metrics_after"]["loss"] < result["metrics_before"]["loss"] - 0.1
     assert result["verified"]["bit_equal"]
     assert len(result["answers"]) == 3
 
