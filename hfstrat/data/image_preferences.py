@@ -14,12 +14,20 @@ from hfstrat.data.formats import hash_text
 from hfstrat.data.image_chats import UNREADABLE, Images, columns_of_images, digest_of_template, names_of, stored, too_long
 from hfstrat.data.image_files import IMAGE
 from hfstrat.data.image_messages import ImageExample, ImageTextSource
-from hfstrat.data.image_places import ASKING, BOTH, COLUMNS, MARK, Places, first_user_turn, has_parts, images_of
+from hfstrat.data.image_places import BOTH, COLUMNS, MARK, Places, first_user_turn, has_parts, images_of
 from hfstrat.data.image_render import ImageRenderer
 from hfstrat.data.media_files import MediaRef, Unreadable
 from hfstrat.data.media_rows import check_unreadable
 from hfstrat.data.preference_rows import Encoded, PreferenceEncoder, PreferenceWriter, Wanted
-from hfstrat.data.preferences import OTHER_PROMPT, LabeledFormat, Preference, PreferenceFormat
+from hfstrat.data.preferences import (
+    OTHER_PROMPT,
+    PROMPT_COLUMNS,
+    LabeledFormat,
+    Preference,
+    PreferenceFormat,
+    answer_column,
+    prompt_column,
+)
 from hfstrat.data.sources import DataSource
 from hfstrat.data.splits import text_of
 from hfstrat.data.stats import Statistics
@@ -28,9 +36,7 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data, Source
 
 VERSION = 1  # of the token rows written here: increase it where they change
-OF_PROMPT = ("system", "history", *ASKING, "input")
-READ = ("instruction", "prompt", "conversations", "messages")  # the order of `preferences.prompt_of`
-PAIR = ("chosen", "rejected")
+OF_PROMPT = ("system", "history", *PROMPT_COLUMNS, "input")
 ANSWERS = ("chosen", "chosen_messages", "rejected", "rejected_messages", "completion")
 
 
@@ -74,12 +80,11 @@ def _leave_one_prompt(values: dict[str, Any]) -> None:
 
     Where both answers are complete conversations with images, these have the prompt with the places of its images.
     """
-    name = next((one for one in READ if not is_missing(values.get(one))), None)
-    answers = [next((one for one in (side, f"{side}_messages") if not is_missing(values.get(one))), side) for side in PAIR]
+    name, answers = prompt_column(values), [answer_column(values, side) for side in ("chosen", "rejected")]
     whole = all(first_user_turn(values.get(one)) is not None for one in answers)
     if whole and (has_parts(values, answers) or images_of(values)):
         name = None
-    for other in READ:
+    for other in PROMPT_COLUMNS:
         if other != name:
             values.pop(other, None)
 
@@ -94,7 +99,7 @@ def _marked(values: dict[str, Any], names: tuple[str, ...], places: Places) -> P
 
 def _asking(values: Mapping[str, Any]) -> list[str]:
     """The columns that images without a place are placed in: the prompt, and answers that are complete conversations."""
-    prompt = [name for name in ASKING if not is_missing(values.get(name))][:1]
+    prompt = [name for name in (prompt_column(values),) if name]
     whole = [name for name in ANSWERS if first_user_turn(values.get(name)) is not None]
     if not prompt and not whole:
         raise BadRow("it has images and no prompt to place them in: expected a column prompt, or complete conversations")

@@ -22,6 +22,7 @@ EQUAL = "two equal answers"
 BLANK = "an answer without text"
 OTHER_PROMPT = "two answers to different prompts"
 NO_LABEL = "a label that is neither true nor false"
+PROMPT_COLUMNS = ("instruction", "prompt", "conversations", "messages")  # in the order in which they are read
 ALIASES = {
     PAIRS: {
         "prompt": ("question", "instruction", "query", "input", "context"),
@@ -87,13 +88,18 @@ class Preference(NamedTuple):
         return str(with_reasoning(self.answers[0][-1])) if self.answers else ""
 
 
+def prompt_column(row: Mapping[str, Any]) -> str | None:
+    """The column that is read as the prompt, the first of `PROMPT_COLUMNS` that has a value."""
+    return next((name for name in PROMPT_COLUMNS if not is_missing(row.get(name))), None)
+
+
 def prompt_of(row: Row) -> list[Message]:
     """The messages before the answers, from whichever columns there are; empty if there are none."""
     if not is_missing(row.get("instruction")):
         extra = text_or_json(row.get("input"), "input")
         text = require_text(row["instruction"], "instruction") + (f"\n\n{extra}" if extra else "")
         return [*parse_history(row.get("history")), {"role": "user", "content": text}]
-    column = next((name for name in ("prompt", "conversations", "messages") if not is_missing(row.get(name))), None)
+    column = prompt_column(row)
     return parse_messages(row[column], column, "user") if column else []
 
 
@@ -102,9 +108,15 @@ def answer_of(value: Any, column: str) -> list[Message]:
     return parse_messages([value] if isinstance(value, Mapping) else value, column, "assistant")
 
 
+def answer_column(row: Mapping[str, Any], name: str) -> str:
+    """The column of an answer: `name`, or `name_messages` where only that has a value."""
+    only_messages = is_missing(row.get(name)) and not is_missing(row.get(f"{name}_messages"))
+    return f"{name}_messages" if only_messages else name
+
+
 def _answer_in(row: Row, name: str) -> list[Message]:
     """The answer in the column `name`, or in `name_messages`."""
-    found = name if not is_missing(row.get(name)) or is_missing(row.get(f"{name}_messages")) else f"{name}_messages"
+    found = answer_column(row, name)
     return answer_of(row.get(found), found)
 
 
@@ -187,7 +199,7 @@ def _around(row: Row, prompt: list[Message], answers: tuple[list[Message], ...],
     return Preference(with_system(prompt, row), answers, None, problem, parse_tools(row), parse_template_kwargs(row))
 
 
-PROMPTS = frozenset({"prompt", "instruction", "input", "history", "conversations", "messages"})
+PROMPTS = frozenset({*PROMPT_COLUMNS, "input", "history"})
 
 
 @dataclass
