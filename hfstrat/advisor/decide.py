@@ -108,6 +108,10 @@ class Situation:
         return self if candidate.data is None else replace(self, data=candidate.data)
 
     @property
+    def has_measured_steps(self) -> bool:
+        return bool(self.measured and self.measured.rates)
+
+    @property
     def eval_rows(self) -> float:
         return min(1000.0, max(1.0, 0.05 * self.data.rows))
 
@@ -299,7 +303,7 @@ def estimate(fitted: Fitted, situation: Situation) -> Timed:
 
     def takes(epochs: float) -> float:
         found = speed.seconds(work, data.tokens, steps_per_epoch, epochs, situation.eval_tokens, EVALUATIONS, rate)
-        return found + reading_seconds(work, situation, epochs)
+        return found + reading_seconds(work, data, situation.eval_rows, epochs, EVALUATIONS, situation.has_measured_steps)
 
     timed = Timed(fitted, work, takes(candidate.epochs), candidate.epochs, band=rate.band)
     if limit is None:
@@ -317,16 +321,18 @@ def estimate(fitted: Fitted, situation: Situation) -> Timed:
     return replace(timed, seconds=takes_least, epochs=epochs, in_time=False, late=takes_least / limit, words=words)
 
 
-def reading_seconds(work: Work, situation: Situation, epochs: float) -> float:
+def reading_seconds(
+    work: Work, data: Survey, rows: float, epochs: float, evaluations: float, has_measured_steps: bool = False
+) -> float:
     """Seconds in which files are decoded: when the data are prepared, for what is computed once, and in steps and evaluations.
 
-    Steps that were measured include it.
+    Args:
+        rows: of an evaluation.
+        has_measured_steps: whether the rate of steps and evaluations was measured with decoding.
     """
-    data, rows = situation.data, situation.eval_rows
     passes = (data.rows + rows) * (1 + (work.once > 0))
-    if not (situation.measured and situation.measured.rates):
-        cached = work.once > 0
-        passes += 0.0 if cached else data.rows * epochs * (work.training > 0) + rows * EVALUATIONS * (work.evaluation > 0)
+    if not has_measured_steps and not work.once:
+        passes += data.rows * epochs * (work.training > 0) + rows * evaluations * (work.evaluation > 0)
     return data.reading * passes
 
 

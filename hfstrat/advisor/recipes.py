@@ -226,7 +226,7 @@ def estimate(recipe: Recipe, fitted: Fitted, situation: Situation) -> Timed:
     work = decide.work_of(candidate, survey, fitted.shape.recompute, epochs or 1)
     batch = training.global_batch_size
     total = speed.seconds(work, survey.tokens, survey.rows / batch, epochs, situation.eval_tokens, decide.EVALUATIONS, rate)
-    total += decide.reading_seconds(work, situation, epochs)
+    total += decide.reading_seconds(work, survey, situation.eval_rows, epochs, decide.EVALUATIONS, situation.has_measured_steps)
     limit = seconds(training.max_time) if training.max_time else None
     timed = Timed(fitted, work, total - AFTER_TRAINING, epochs, band=rate.band)
     if limit is not None and work.training:

@@ -95,12 +95,10 @@ def times(loaded: Loaded, rate: Rate) -> Times:
     held = rows * survey.mean_length
     start, shortest, measured = (
         speed.seconds(work, survey.tokens, steps, epochs, held, evaluations, rate)
+        + decide.reading_seconds(work, survey, rows, epochs, evaluations)
         for epochs, evaluations in ((0.0, 0.0), (1 / steps, 0.0), (0.0, 1.0))
     )
-    decoded = survey.reading * (work.once == 0)  # of files whose states are not cached, in each pass
-    first = survey.reading * (survey.rows + rows) if work.once else decoded * (loaded.recipe.training.global_batch_size + rows)
-    step = shortest - start + decoded * loaded.recipe.training.global_batch_size
-    return Times(shortest + first, measured - start + decoded * rows, step, rows)
+    return Times(shortest, measured - start, shortest - start, rows)
 
 
 def devices() -> list[str]:
