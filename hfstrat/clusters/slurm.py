@@ -237,12 +237,8 @@ class Slurm(Engine):
 
     @staticmethod
     def waits_or_runs(submitted: Submitted) -> bool | None:
-        if shutil.which("squeue") is None:
-            return None
-        done = subprocess.run(["squeue", "-h", "-j", submitted.id, "-o", "%T"], capture_output=True, text=True, check=False)
-        if done.returncode != OK and "Invalid job id" not in done.stderr:  # such as a controller that does not answer
-            return None
-        return bool(_queued(submitted.id))
+        state = _queued(submitted.id) if shutil.which("squeue") else None
+        return None if state is None else bool(state)
 
     def follow(self, submitted: Submitted) -> int:
         log, shown, unknown = self.job.folder / f"{submitted.id}.log", 0, 0
@@ -287,9 +283,11 @@ def _quoted(text: str) -> str:
     return f'"{text}"' if re.search(r"[\s#']", text) else text
 
 
-def _queued(job: str) -> str:
-    """The state of a job that waits or runs; empty for others."""
+def _queued(job: str) -> str | None:
+    """The state of a job that waits or runs; empty for others, and None where the controller does not answer."""
     done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, check=False)
+    if done.returncode != OK and "Invalid job id" not in done.stderr:
+        return None
     state = done.stdout.strip().splitlines()[0].strip() if done.returncode == OK and done.stdout.strip() else ""
     return "" if state in ENDED else state
 

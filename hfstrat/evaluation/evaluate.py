@@ -230,16 +230,12 @@ def seen_in_training(request: Request) -> list[str]:
         return []
     given, now, before = Path(request.data).expanduser().absolute(), request.recipe().data, report.run.recipe.data
     part = now.of(now.train[0], "split"), now.of(now.train[0], "config")
-    trained = [
-        source.path
-        for source in before.train
-        if Path(source.path).expanduser().absolute() == given
-        and (before.of(source, "split"), before.of(source, "config")) == part
-    ]
+    same = [source for source in before.train if Path(source.path).expanduser().absolute() == given]
+    if part not in [(before.of(source, "split"), before.of(source, "config")) for source in same]:
+        return []
     return [
         f"{'warning':<9} --data: {request.data} is training data of this run; it has not seen the rows that it held "
         "out, which are measured without --data"
-        for _ in trained[:1]
     ]
 
 
