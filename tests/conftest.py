@@ -191,6 +191,23 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`made("llava")` returns the folder of a tiny vision-language model of that family, created once per session."""
+    from helpers.vision_language import make_vision_language
+
+    folders: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family == "smolvlm":
+            pytest.importorskip("num2words")
+        if family not in folders:
+            folders[family] = make_vision_language(tmp_path_factory.mktemp(family), family)
+        return folders[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def short_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 prompt/completion examples."""
     return write_pairs(tmp_path_factory.mktemp("data"), 30)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.vision_language import FAMILIES, conversations, loaded, make_vision_language
+from helpers.vision_language import FAMILIES, conversations, loaded
 
 from hfstrat.data.image_chats import prepare
 from hfstrat.data.image_text_batches import ImageTextCollator, images_of
@@ -25,20 +24,6 @@ FAST = ("llava", "qwen2_5_vl")
 
 def families() -> list[Any]:
     return [family if family in FAST else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folders: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family == "smolvlm":
-            pytest.importorskip("num2words")
-        if family not in folders:
-            folders[family] = make_vision_language(tmp_path_factory.mktemp(family), family)
-        return folders[family]
-
-    return get
 
 
 @pytest.fixture(scope="module")

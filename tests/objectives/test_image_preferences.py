@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers.runs import folder_of, run, stop_at, weights
-from helpers.vision_language import image_pairs, loaded, make_vision_language
+from helpers.vision_language import image_pairs, loaded
 
 from hfstrat.data.image_places import MARK
 from hfstrat.data.image_preferences import reader
@@ -31,18 +30,6 @@ from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.objectives import Dpo, Kto, Orpo
 
 FAMILIES = ["llava", "qwen2_5_vl"]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    folders: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in folders:
-            folders[family] = make_vision_language(tmp_path_factory.mktemp(family), family)
-        return folders[family]
-
-    return get
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from helpers.runs import folder_of, run, stop_at, weights
-from helpers.vision_language import conversations, make_vision_language, picture
+from helpers.vision_language import conversations, picture
 from safetensors.torch import load_file
 
 from hfstrat.errors import UserError
@@ -36,15 +36,8 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(family: str = "llava") -> Path:
-        if family not in made:
-            made[family] = make_vision_language(tmp_path_factory.mktemp(family), family)
-        return made[family]
-
-    return get
+def model_of(made: Callable[[str], Path]) -> Callable[..., Path]:
+    return lambda family="llava": made(family)
 
 
 def recipe(folder: Path, model: Path, rows: Path, strategy: Any, *overrides: str) -> Any:
