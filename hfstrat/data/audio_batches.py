@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hfstrat.data.audio_files import AudioRef
-from hfstrat.data.collate import TokenCollator, rounded
+from hfstrat.data.collate import TokenCollator, in_full_precision, rounded
 from hfstrat.data.media_files import Unreadable
 from hfstrat.errors import UserError
 from hfstrat.recipe.audio import Changes
@@ -74,7 +74,8 @@ class AudioProcessor:
 
     def one(self, samples: np.ndarray) -> dict[str, torch.Tensor]:
         """The inputs of one recording, `[1, ...]`, as in a pipeline of transformers."""
-        return dict(self.processor(samples, sampling_rate=self.rate, return_tensors="pt"))
+        with in_full_precision():
+            return dict(self.processor(samples, sampling_rate=self.rate, return_tensors="pt"))
 
     def inputs(self, many: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         """The inputs of several recordings, `[B, ...]`: where their lengths differ padded with zeros, with an `attention_mask`.

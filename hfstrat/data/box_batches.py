@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hfstrat.data.collate import in_full_precision
 from hfstrat.data.image_batches import Change, ImageCollator, ImageProcessor, open_row
 from hfstrat.data.render import IGNORED
 from hfstrat.errors import UserError
@@ -54,7 +55,8 @@ class BoxCollator(ImageCollator):
         source = np.random.default_rng((processor.seed, int(row["epoch"]), int(row["row"])))
         change = Change.drawn(image.size, processor.augmentation, source)
         view = change.of(image, (processor.width, processor.height))
-        pixels = processor.processor(images=[view], return_tensors="pt", do_resize=False)["pixel_values"][0]
+        with in_full_precision():
+            pixels = processor.processor(images=[view], return_tensors="pt", do_resize=False)["pixel_values"][0]
         return pixels, *moved(shares, labels, change, image.size)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import repeat
 from typing import Any, Self
@@ -175,6 +176,11 @@ def rounded(length: int, multiple: int) -> int:
     """
     step = max(multiple, 1 << max(0, (length - 1).bit_length() - 4))
     return -(-length // step) * step
+
+
+def in_full_precision() -> AbstractContextManager[None]:
+    """No autocast on the CPU, where processors compute: a batch may be made where a forward pass is to have 16 bits."""
+    return torch.autocast("cpu", enabled=False)
 
 
 def shift(labels: torch.Tensor) -> torch.Tensor:

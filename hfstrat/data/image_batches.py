@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import torch
 
-from hfstrat.data.collate import TokenCollator
+from hfstrat.data.collate import TokenCollator, in_full_precision
 from hfstrat.data.image_files import ImageRef
 from hfstrat.data.media_files import Unreadable
 from hfstrat.errors import UserError
@@ -58,15 +58,16 @@ class ImageProcessor:
 
     def pixels(self, images: Sequence[Image]) -> torch.Tensor:
         """`pixel_values` `[B, C, H, W]` in float32, as in a pipeline of transformers."""
-        found: torch.Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return found
+        with in_full_precision():
+            return self.processor(images=list(images), return_tensors="pt")["pixel_values"]  # type: ignore[no-any-return]
 
     def augmented(self, image: Image, row: int, epoch: int) -> torch.Tensor:
         """`pixel_values` `[C, H, W]` of an image with random changes, which depend on the seed, the epoch and the row alone."""
         assert self.augmentation is not None
         changed = augment(image, self.augmentation, (self.width, self.height), np.random.default_rng((self.seed, epoch, row)))
-        found = self.processor(images=[changed], return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
-        return found[0]  # type: ignore[no-any-return]
+        with in_full_precision():
+            found = self.processor(images=[changed], return_tensors="pt", do_resize=False, do_center_crop=False)
+        return found["pixel_values"][0]  # type: ignore[no-any-return]
 
 
 class Change(NamedTuple):

@@ -99,8 +99,11 @@ class ChatProcessor:
         return {name: value for name, value in found.items() if name not in TEXT_KEYS}
 
     def _call(self, rows: Sequence[Sequence[Image]], **options: Any) -> Any:
+        from hfstrat.data.collate import in_full_precision
+
         texts = [self.image_token * len(images) for images in rows]
-        return self.processor(text=texts, images=[list(images) for images in rows], add_special_tokens=False, **options)
+        with in_full_precision():
+            return self.processor(text=texts, images=[list(images) for images in rows], add_special_tokens=False, **options)
 
     def cure(self, tokens: int, allowed: int) -> str:
         """The setting that makes images smaller, for a row whose images have `tokens` tokens of which `allowed` fit."""

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers.images import CLASSES, folder_of_classes, picture, processor_of
 from PIL import Image
 
@@ -126,6 +127,17 @@ def test_every_convention_gives_the_same_images(tmp_path: Path, processor: Image
         assert np.array_equal(pixels_of(found), pixels_of(first)), name
         by_content = {row["content"]: row["label"] for part in (found.train, found.eval) for row in part}
         assert by_content == {row["content"]: row["label"] for part in (first.train, first.eval) for row in part}, name
+
+
+@pytest.mark.parametrize("family", ["vit", "clip"])
+def test_a_batch_made_within_autocast_is_the_same(family: str) -> None:
+    processor = ImageProcessor(processor_of(family), 8)
+    changing = ImageProcessor(processor_of(family), 8, Augmentation(), 1)
+    image = picture(1, 2)
+    plain = processor.pixels([image]), changing.augmented(image, 1, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = processor.pixels([image]), changing.augmented(image, 1, 0)
+    assert all(torch.equal(one, other) for one, other in zip(plain, within, strict=True))
 
 
 def test_splits_are_folders_or_archives(tmp_path: Path, processor: ImageProcessor) -> None:

@@ -101,6 +101,17 @@ def test_every_convention_gives_the_same_recordings(tmp_path: Path, processor: A
         assert all(np.array_equal(a, b) for a, b in zip(samples_of(found), first, strict=True)), name
 
 
+@pytest.mark.parametrize("family", ["wav2vec2", "whisper", "ast"])
+def test_a_batch_made_within_autocast_is_the_same(family: str) -> None:
+    """Features are computed in batches that are made under the autocast of the model, on the CPU too."""
+    processor = made(extractor_of(family), config_of(family).to_dict(), 1.0)
+    samples = [tone(label, 1, 0.5) for label in CLASSES[:2]]
+    plain = processor.inputs(samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = processor.inputs(samples)
+    assert all(torch.equal(value, within[name]) for name, value in plain.items())
+
+
 def test_duplicates_conflicts_and_durations_are_reported(tmp_path: Path, processor: AudioProcessor) -> None:
     import soundfile
 
