@@ -3,10 +3,10 @@
     python -m benchmarks.tune_deadline [--only CASE,...] [--core N] [--table]
 
 For each case of `benchmarks.regret`: the time that each of its compared runs had for training, plus that of a start. The result
-is measured on the same rows as those runs, whose measurements are those in results/regret.json; its distance from the best of
-them is that of two means, and it is called significant where it is larger than the 95 % interval of a difference of two
-independent means of this width, which is wider than a paired one. One core, one thread, one seed. `--table` writes the results
-of all cases that have run.
+is measured on the same rows and in the same metric as those runs, whose measurements are those in results/regret.json; its
+distance from the best of them is that of two means, and it is called significant where it is larger than the 95 % interval of a
+difference of two independent means of this width, which is wider than a paired one. One core, one thread, one seed. The machine
+has to be of the kind of those runs. `--table` writes the results of all cases that have run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT, machine, write
@@ -25,6 +26,7 @@ from benchmarks.memory_prediction import model_folder
 from benchmarks.regret import GOALS, OVERRIDES, STORED, committed, write_rows
 from benchmarks.regret_cases import CASES
 
+ROWS = "evaluation rows"
 STRATEGIES = ("head", "partial", "lora", "full", "distill", "scratch")
 
 
@@ -53,9 +55,20 @@ def run(name: str, core: int) -> None:
         "candidates": len(table["trials"]),
         "deadline": deadline,
         "seconds": seconds,
-        **{key: table["luck"][key] for key in ("value", "low", "high")},
+        **measured(tuned, data, known["metric"], core),
     }
     file.write_text(json.dumps(found, indent=1))
+
+
+def measured(tuned: Path, data: Path, metric: str, core: int) -> dict[str, float]:
+    """The result on all rows of a file: what `tune` measured, or `hfstrat evaluate` where it had no time for all of them."""
+    file, rows = tuned / "other_rows.json", len(data.read_text().splitlines())
+    if not file.is_file() or json.loads(file.read_text())["measured"][ROWS]["rows"] < rows:
+        file = tuned / "all_rows.json"
+        words = [sys.executable, "-m", "hfstrat", "evaluate", str(tuned), f"--data={data}", f"--json={file}", *OVERRIDES[:1]]
+        subprocess.run(["taskset", "-c", str(core), *words], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    found: dict[str, float] = json.loads(file.read_text())["measured"][ROWS]["after"][metric]
+    return {key: found[key] for key in ("value", "low", "high")}
 
 
 def compared() -> dict[str, Any]:
