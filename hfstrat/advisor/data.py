@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from hfstrat.advisor.files import Files
+from hfstrat.advisor.generation import Generation
 from hfstrat.data import readers, sources
 from hfstrat.data.columns import filled
 from hfstrat.data.formats import Example
 from hfstrat.data.labeled import check_blank
 from hfstrat.data.labels import check_labels, similar_labels, sort_labels
 from hfstrat.data.preferences import LabeledFormat, Preference, PreferenceFormat
+from hfstrat.data.prompts import Prompt, PromptFormat
 from hfstrat.data.stats import Statistics, check_rows
 from hfstrat.data.values import BadRow, Row
 from hfstrat.errors import UserError
@@ -50,6 +52,7 @@ class Survey:
     remarks: what is not read, and what may be wrong with the rows, in words.
     settings: keys of the recipe's section `data` that are set, without `train`.
     objective: that trains on such examples.
+    generation: of the answers that the model writes in training; the lengths of rewarded ones are in `lengths`.
     duplicates: share of the examples; None: not counted.
     files: of images and recordings.
     """
@@ -71,12 +74,21 @@ class Survey:
     remarks: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     objective: str = "sft"
+    generation: Generation | None = None
     files: Files | None = None
 
     @property
+    def sequences(self) -> int:
+        """Of an example: a preference has two, a prompt has those of its answers."""
+        if self.generation is not None:
+            return self.generation.answers
+        return 1 if self.objective == "sft" else 2
+
+    @property
     def limit(self) -> int:
-        """Tokens of an example at most: a preference has two sequences."""
-        return self.max_length * (1 if self.objective == "sft" else 2)
+        """Tokens of an example at most."""
+        answer = self.generation.tokens if self.generation is not None and self.generation.is_rewarded else 0
+        return (self.max_length + answer) * self.sequences
 
     @property
     def tokens(self) -> float:
@@ -199,7 +211,7 @@ def by_hand(rows: int, tokens: int, task: str, classes: int, context: int) -> Su
     return Survey(BY_HAND, task, rows, lengths, labels=labels, targets=targets, max_length=each, format="sizes given by hand")
 
 
-def survey(data: Data, task: str | None, context: int, folder: Path | None) -> Survey:
+def survey(data: Data, task: str | None, context: int, folder: Path | None, prompts_for: str = "") -> Survey:
     """Statistics of local files, those of the first source.
 
     Args:
@@ -207,6 +219,7 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
         task: None: detected from the columns.
         context: the longest sequence of the model, which limits the proposed `max_length`.
         folder: of the model, whose tokenizer.json counts tokens if it exists.
+        prompts_for: the objective that reads no more than prompts of the rows.
 
     Raises:
         UserError: files that do not exist, cannot be read, or fit no task.
@@ -220,7 +233,7 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
     source = sources.DataSource(first, data, files, None)
     try:
         rows, estimate = _read(source)
-        examples, found = _parse(source, task, rows)
+        examples, found = _parse(source, task, rows, prompts_for)
         _check(examples, found, len(rows), data)
     except UserError as error:
         raise UserError(str(error) if key_of(str(error)) else f"--data: {error}") from None
@@ -243,14 +256,16 @@ def survey(data: Data, task: str | None, context: int, folder: Path | None) -> S
     return found
 
 
-def _parse(source: sources.DataSource, task: str | None, rows: list[Row]) -> tuple[list[Any], Survey]:
+def _parse(source: sources.DataSource, task: str | None, rows: list[Row], prompts_for: str = "") -> tuple[list[Any], Survey]:
     """All examples, and a survey without their statistics."""
     path, head = source.source.path, rows[: readers.HEAD_ROWS]
-    objective, preferences = preferences_of(source, head) if task in (None, CausalLM.name) else ("sft", None)
+    objective, read = (prompts_for, PromptFormat.detect) if prompts_for else ("sft", None)
+    if not prompts_for and task in (None, CausalLM.name):
+        objective, read = preferences_of(source, head)
     if objective != "sft":
         task = CausalLM.name
     task = task or task_of_rows(head, path, source.class_names, source.data).name
-    source.detect = preferences or TASKS[task].rows.reader
+    source.detect = read or TASKS[task].rows.reader
     reading = source.read()[1]
     examples, stats = [], Statistics(path, rows_read=len(rows), warnings=[*reading.remarks, *source.remarks()])
     for number, row in enumerate(rows):
@@ -262,7 +277,7 @@ def _parse(source: sources.DataSource, task: str | None, rows: list[Row]) -> tup
     has_head, has_labels = not TASKS[task].text.generates, TASKS[task].metrics.of_distributions
     found = Survey(path, task, len(rows), np.ones(1, dtype=np.int64), format=reading.kind, many=has_head and reading.many)
     found.objective, found.remarks = objective, stats.remarks()
-    if objective != "sft":
+    if objective not in ("sft", prompts_for):
         found.remarks.append(
             f"preferences: `objective: {objective}`{' (or orpo, simpo)' * (objective == 'dpo')}; a base model that was not "
             "trained to answer first needs `objective: sft` on the good answers"
@@ -345,7 +360,7 @@ def _tokenize(found: Survey, examples: list[Any], folder: Path | None) -> np.nda
         each = [count + marks for count in counts[place : place + len(row)]]
         supervised += sum(count for count, (_, trained) in zip(each, row, strict=True) if trained)
         lengths.append(sum(each))
-        half = 0 if found.objective == "sft" else len(each) // 2
+        half = len(each) // 2 if found.sequences == 2 else 0
         longest.append(max(sum(each[:half]), sum(each[half:])))
         place += len(row)
     if any(len(row) > 1 for row in pieces) and TASKS[found.task].text.generates:
@@ -360,6 +375,8 @@ def _pieces(example: Any) -> list[tuple[str, bool]]:
     if isinstance(example, Preference):
         both = example.examples() * (2 if len(example.answers) == 1 else 1)  # kto compares with another answer
         return [piece for each in both for piece in _pieces(each)]
+    if isinstance(example, Prompt):
+        return [(str(turn["content"]), False) for turn in example.messages]
     if not isinstance(example, Example):
         return [(example.content, True)]
     if example.text is not None:

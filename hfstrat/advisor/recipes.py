@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hfstrat import strategies
-from hfstrat.advisor import architecture, data, decide, expected, hardware, memory, speed
+from hfstrat.advisor import architecture, data, decide, expected, generation, hardware, memory, speed
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
@@ -205,7 +207,8 @@ def predict_one(recipe: Recipe, rate: Rate, device: Device | None = None) -> tup
     timed = estimate(recipe, fitted, situation)
     quality = expected.expect([decide.plan_of(timed, survey, recipe.training.global_batch_size)], situation.known)[0]
     predicted: Prediction = {"memory_bytes": fitted.peak, "seconds": timed.seconds}
-    if (band := hardware.memory_band(survey.files is None)) is not None and device.is_cpu:
+    is_validated = survey.generation is None and device.is_cpu
+    if (band := hardware.memory_band(survey.files is None)) is not None and is_validated:
         reach = band.worst * fitted.prediction.total
         predicted["memory_band"] = (fitted.peak - reach, fitted.peak + reach)
     if timed.band is not None:
@@ -221,12 +224,13 @@ def predict_one(recipe: Recipe, rate: Rate, device: Device | None = None) -> tup
 def estimate(recipe: Recipe, fitted: Fitted, situation: Situation) -> Timed:
     """The time of a recipe from the start to trained weights, and the epochs within it."""
     training, candidate, survey = recipe.training, fitted.candidate, situation.data
-    rate = decide.rate_for(fitted, situation)
+    is_cpu, batch = situation.device.is_cpu, training.global_batch_size
+    rate = decide.with_answers(decide.rate_for(fitted, situation), candidate, survey, batch, is_cpu)
     epochs = training.num_train_epochs or (training.max_steps or 0) * training.global_batch_size / survey.rows
     work = decide.work_of(candidate, survey, fitted.shape.recompute, epochs or 1)
-    batch = training.global_batch_size
     total = speed.seconds(work, survey.tokens, survey.rows / batch, epochs, situation.eval_tokens, decide.EVALUATIONS, rate)
     total += decide.reading_seconds(work, survey, situation.eval_rows, epochs, decide.EVALUATIONS, situation.has_measured_steps)
+    total += decide.EVALUATIONS * decide.answering_seconds(candidate, survey, situation.eval_rows, rate, is_cpu)
     limit = seconds(training.max_time) if training.max_time else None
     timed = Timed(fitted, work, total - AFTER_TRAINING, epochs, band=rate.band)
     if limit is not None and work.training:
@@ -238,16 +242,13 @@ def estimate(recipe: Recipe, fitted: Fitted, situation: Situation) -> Timed:
 
 def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     """The recipe's own strategy and data. Raises UserError for what cannot be read without torch."""
-    if recipe.objective.generates:
-        raise UserError(f"objective: {recipe.objective.name}: the time of generation is not predicted")
     if recipe.training.packing == "dense":
         raise UserError("training.packing: dense: the number of steps depends on the tokenized data, and is not predicted")
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
     if model.reads_files:
         survey = survey_files(recipe.data, task, model, recipe, proposes=False)
     else:
-        survey = data.survey(recipe.data, recipe.task, model.context, model.folder)
-        survey = replace(survey, max_length=min(recipe.data.max_length, model.context), objective=recipe.objective.name)
+        survey = survey_texts(recipe, model)
     plain = model.by_hand and not model.reads_files
     known = (model.shapes, model.tied) if plain else architecture.parameters_of(model, task, survey.outputs)
     if known is None:
@@ -255,6 +256,18 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)
     built.set_family(model.family, task.text.generates)
     return Candidate(strategy.name, section, strategy, model, built.describe(*known)), survey
+
+
+def survey_texts(recipe: Recipe, model: Model) -> Survey:
+    """The examples of a recipe as it trains on them: with the answers that it samples for rewards."""
+    objective, answers = recipe.objective, generation.of_recipe(recipe)
+    prompts_for = objective.name if objective.generates else ""
+    found = data.survey(recipe.data, recipe.task, model.context, model.folder, prompts_for)
+    found = replace(found, max_length=min(recipe.data.max_length, model.context), objective=objective.name)
+    if answers is not None and answers.is_rewarded:
+        lengths = answers.lengths(np.minimum(found.lengths, found.max_length))
+        found = replace(found, lengths=lengths, supervised_share=answers.answers * answers.tokens / float(lengths.mean()))
+    return replace(found, generation=answers)
 
 
 def _model(recipe: Recipe) -> Model:

@@ -90,12 +90,15 @@ def times(loaded: Loaded, rate: Rate) -> Times:
     held_out = loaded.recipe.data.eval_size
     rows = min(1000.0, held_out if held_out >= 1 else held_out * survey.rows)
     steps = max(1.0, survey.rows / loaded.recipe.training.global_batch_size)
+    on_cpu = hardware.find_device("auto").is_cpu
     if rate.product:
         rate = rate._replace(fixed=speed.fixed_cost(candidate.model, candidate.description, 1))
+    rate = decide.with_answers(rate, candidate, survey, loaded.recipe.training.global_batch_size, on_cpu)
     held = rows * survey.mean_length
     start, shortest, measured = (
         speed.seconds(work, survey.tokens, steps, epochs, held, evaluations, rate)
         + decide.reading_seconds(work, survey, rows, epochs, evaluations)
+        + evaluations * decide.answering_seconds(candidate, survey, rows, rate, on_cpu)
         for epochs, evaluations in ((0.0, 0.0), (1 / steps, 0.0), (0.0, 1.0))
     )
     return Times(shortest, measured - start, shortest - start, rows)

@@ -61,6 +61,11 @@ class Prompt(NamedTuple):
         """Why it cannot be answered, in words that follow a number of rows; empty if it can."""
         return "" if self.messages and not is_blank(self.messages[-1]) else EMPTY
 
+    @property
+    def has_target(self) -> bool:
+        """Whether there is something to answer."""
+        return not self.problem
+
     def given(self) -> str:
         """What a reward function is given of the row, as JSON."""
         prompt = self.messages[-1]["content"] if self.is_text and len(self.messages) == 1 else self.messages

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import write_jsonl
+from helpers import rewarded
 
 from hfstrat.advisor import architecture, candidates, decide, hardware, memory, recipes, show, speed
 from hfstrat.advisor.data import Survey, proposed_length
 from hfstrat.advisor.decide import Situation
 from hfstrat.advisor.hardware import Device, Sharing
 from hfstrat.advisor.memory import Shape
+from hfstrat.cli import tune
 from hfstrat.cli.advise import Request, advise, situation_of
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_recipe
@@ -419,3 +421,32 @@ def test_existing_recipes_are_predicted(recipe: Callable[..., Any], monkeypatch:
     low, high = found["small"]["quality_band"]
     assert low < found["small"]["quality"] < high
     assert found["small"]["quality"] > found["large"]["quality"]  # of the base's loss, after fewer steps
+
+
+def test_generated_answers_take_time(tmp_path: Path, models: Callable[..., Path]) -> None:
+    """A run that writes its answers is predicted to take longer with more or longer ones, and all of it more than 0."""
+    file = rewarded.recipe(tmp_path, models(), rewards=["json_valid"])
+    rate = speed.Rate(1e10, "a test")
+
+    def predicted(*overrides: str) -> dict[str, Any]:
+        return dict(recipes.predict_one(load_recipe(str(file), [*overrides]).recipe, rate)[0])
+
+    base, longer = predicted(), predicted("objective.max_completion_length=64")
+    more = predicted("objective.num_generations=16")
+    assert 0 < base["seconds"] < min(longer["seconds"], more["seconds"])
+    assert base["memory_bytes"] < min(longer["memory_bytes"], more["memory_bytes"])
+    assert not {"seconds_band", "memory_band"} & set(base)  # how far these are off was not measured
+    assert tune.times(load_recipe(str(file)), rate).step > 0
+
+
+def test_all_sequences_of_a_prompt_count(tmp_path: Path, models: Callable[..., Path]) -> None:
+    """The tokens of a step are those of the prompts with all their answers, each as long as it may be."""
+    loaded = load_recipe(str(rewarded.recipe(tmp_path, models(), rewards=["json_valid"])))
+    objective: Any = loaded.recipe.objective
+    _, found = recipes.candidate_of(loaded.recipe)
+    answers = objective.num_generations * objective.max_completion_length
+    assert found.sequences == objective.num_generations
+    prompts = found.lengths - answers
+    assert (prompts > 0).all()
+    assert (prompts % objective.num_generations == 0).all()
+    assert found.supervised_share == pytest.approx(answers / found.mean_length)
