@@ -2,14 +2,14 @@
 
     python -m benchmarks.measured_runs [--no-new-facts]
 
-Collects regret (the first twelve cases), classification, distill, scratch_recipes, quickstart and short_runs into
+Collects regret, classification, distill, scratch_recipes, quickstart and short_runs into
 hfstrat/advisor/measured_runs.csv, and writes benchmarks/results/measured_runs.json and .md: for each kind of knowledge
 (sizes alone, text scores, `--measure`) the error on each data set of a regression that has not seen it, and how often its 80 %
 interval, computed from the other data sets alone, holds the measurement. What is known before a run is measured here as
 `advise` measures it, and kept in measured_runs.json.
 
-The cases SECOND of benchmarks/regret_cases.py are left out: they test the predictions. The data sets of some of them are in the
-table in other sizes, or with another model or budget.
+The cases SECOND of benchmarks/regret_cases.py tested the predictions, and are learned from since: the first answers in
+results/regret.json are those of a table without them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import classification, short_runs
 from benchmarks.measure import RESULTS, machine, write
 from benchmarks.memory_prediction import model_folder
-from benchmarks.regret_cases import FIRST, SETS, rows_of
+from benchmarks.regret_cases import CASES, SETS, rows_of
 from hfstrat.advisor import measured_runs, quality, text_scores
 from hfstrat.advisor.measured_runs import CLASSES, TEXT, Run
 
@@ -97,11 +97,8 @@ def run_of(source: str, data: str, model: str, strategy: str, about: dict[str, A
 
 
 def from_regret(facts: Facts) -> Iterator[Run]:
-    """The first cases alone."""
     for name, found in stored("regret").get("cases", {}).items():
-        if name not in FIRST:
-            continue
-        case = FIRST[name]
+        case = CASES[name]
         known = facts.of(name, case.model, rows_of(case)[0])
         measured, counted = found["measured"], found["metric"] == "accuracy"
         base = None if counted else measured["full"]["before"]

@@ -403,7 +403,7 @@ def build_report(
 def show(report: dict[str, Any], screen: Console, recipe: Recipe) -> None:
     """Print the answers side by side, then the metrics."""
     from hfstrat.evaluation import table
-    from hfstrat.evaluation.suite import ROWS
+    from hfstrat.evaluation.intervals import ROWS
     from hfstrat.trainer import progress
 
     progress.show_answers(screen, report["answers"])

@@ -11,6 +11,7 @@ Not scipy.stats.bootstrap: it resamples values, and here one resample serves all
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zipfile
@@ -23,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfstrat.tasks.base import Score, ratios
+from hfstrat.tasks.base import Score, Task, ratios
 
 if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
+
+ROWS, ANSWERS, CONTROL = "evaluation rows", "answers", "control text"  # what is measured, by its name in reports
 
 LEVEL = 0.95
 Z = 1.959963984540054  # standard normal, at (1 + LEVEL) / 2
@@ -150,6 +153,17 @@ def write_rows(folder: Path, data: PreparedData, columns: Columns, of_tokens: bo
     if of_tokens and (sizes := supervised_bytes(data)) is not None:
         stored["bytes"] = sizes
     np.savez_compressed(folder / ROWS_FILE, **stored)  # type: ignore[arg-type]
+
+
+def measurement_of(task: Task, sums: tuple[np.ndarray, ...], data: PreparedData) -> Measurement:
+    """The task's metrics from what `Metrics.sums` gives for each example of `data.eval`, in its order."""
+    metrics = task.metrics.for_data(data)
+    values, details = metrics.measure(sums)
+    sizes = supervised_bytes(data) if metrics.of_tokens else None
+    extra = {} if sizes is None else {"bytes": sizes}
+    counts = {name: values[name] for name in ("tokens",) if name in values}
+    order = hashlib.sha256(np.asarray(data.eval["row"][:], dtype=np.int64).tobytes()).hexdigest()
+    return Measurement(len(sums[0]), metrics.score(sums, extra), metrics.shares, counts, details, order=order)
 
 
 def supervised_bytes(data: PreparedData) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfstrat.evaluation.forward import Runner, Subject
-from hfstrat.evaluation.intervals import METHOD, Measurement, supervised_bytes, with_intervals
+from hfstrat.evaluation.intervals import ANSWERS, CONTROL, METHOD, ROWS, Measurement, measurement_of, with_intervals
 from hfstrat.recipe.schema import Evaluation
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task
 
 if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
-
-ROWS, ANSWERS, CONTROL = "evaluation rows", "answers", "control text"
 
 
 @dataclass
@@ -77,17 +74,6 @@ def row_sums(subject: Subject, data: PreparedData, runner: Runner, at_once: int 
         return metrics.sums(subject.model, {name: tensor.to(runner.device) for name, tensor in batch.items()})
 
     return replace(runner, rows=at_once).per_row(ROWS, np.asarray(data.eval_lengths), step)
-
-
-def measurement_of(task: Task, sums: tuple[np.ndarray, ...], data: PreparedData) -> Measurement:
-    """The task's metrics from what `Metrics.sums` gives for each example of `data.eval`, in its order."""
-    metrics = task.metrics.for_data(data)
-    values, details = metrics.measure(sums)
-    sizes = supervised_bytes(data) if metrics.of_tokens else None
-    extra = {} if sizes is None else {"bytes": sizes}
-    counts = {name: values[name] for name in ("tokens",) if name in values}
-    order = hashlib.sha256(np.asarray(data.eval["row"][:], dtype=np.int64).tobytes()).hexdigest()
-    return Measurement(len(sums[0]), metrics.score(sums, extra), metrics.shares, counts, details, order=order)
 
 
 def build_report(before: dict[str, Measurement], after: dict[str, Measurement]) -> dict[str, Any]:

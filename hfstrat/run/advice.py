@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from hfstrat import strategies
 from hfstrat.data.prepare import FEW_ROWS
-from hfstrat.evaluation.suite import CONTROL, ROWS
+from hfstrat.evaluation.intervals import CONTROL, ROWS
 from hfstrat.objectives import task_of
 from hfstrat.recipe import format
 from hfstrat.run import simple_models, verdict

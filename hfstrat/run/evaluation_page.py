@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from hfstrat import __version__
 from hfstrat.errors import first_line
 from hfstrat.evaluation.evaluate import Request
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.objectives import task_of
 from hfstrat.pages.blocks import BAD, GOOD, PLAIN, UNCLEAR, Card, Cards, Line, Page, Part, Prose, Section, Verdict
 from hfstrat.publish.scrub import Scrubber

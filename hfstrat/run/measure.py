@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfstrat.evaluation import intervals
 from hfstrat.evaluation.forward import Runner, Subject
-from hfstrat.evaluation.intervals import Measurement
-from hfstrat.evaluation.suite import ROWS, Suite, build_report, measurement_of, row_sums
+from hfstrat.evaluation.intervals import ROWS, Measurement, measurement_of
+from hfstrat.evaluation.suite import Suite, build_report, row_sums
 from hfstrat.models import fused_loss, load
 from hfstrat.run import simple_models, thresholds
 from hfstrat.tasks import verify
@@ -20,6 +20,8 @@ from hfstrat.trainer.distributed import is_sharded
 MISTAKES, SHOWN_TOKENS = 12, 120
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from hfstrat.run.setup import Job
@@ -175,6 +177,27 @@ def _measure(job: Job) -> dict[str, float] | None:
     return last
 
 
+def keep_sums(job: Job, file: Path) -> None:
+    """Store what was measured of each evaluation example, for another run of these weights (`Job.known_sums`)."""
+    import numpy as np
+
+    if job.trainer.sums is not None:
+        np.savez(file, *job.trainer.sums, rows=np.asarray(job.data.eval["row"][:]))
+
+
+def _known_sums(job: Job) -> tuple[np.ndarray, ...] | None:
+    """What another run has measured of the weights that this one started from; None where it trained, or has other examples."""
+    import numpy as np
+
+    trained = job.trainer.state.global_step > job.progress.first_step
+    if job.known_sums is None or not job.known_sums.is_file() or trained or job.plan.processes > 1:
+        return None
+    with np.load(job.known_sums) as stored:
+        if not np.array_equal(stored["rows"], job.data.eval["row"][:]):
+            return None
+        return tuple(stored[f"arr_{place}"] for place in range(len(stored.files) - 1))
+
+
 def _last_evaluation(job: Job) -> dict[str, float] | None:
     return next((entry for entry in reversed(job.trainer.state.log_history) if "eval_loss" in entry), None)
 
@@ -198,11 +221,14 @@ def _evaluate_result(job: Job) -> dict[str, float]:
     trainer, model = job.trainer, job.published
     if job.outline is None:
         model.to(trainer.args.device)
-    processes = job.plan.processes
-    runner = Runner(trainer.args.device, job.compute_dtype, job.screen, "auto", processes, trainer.args.process_index)
-    subject = Subject.from_model(model, job.data.renderer.tokenizer, job.task)
-    with subject.measured():
-        trainer.sums = row_sums(subject, job.data, runner, job.plan.eval_batch)
+    if (known := _known_sums(job)) is not None:
+        trainer.sums = known
+    else:
+        processes = job.plan.processes
+        runner = Runner(trainer.args.device, job.compute_dtype, job.screen, "auto", processes, trainer.args.process_index)
+        subject = Subject.from_model(model, job.data.renderer.tokenizer, job.task)
+        with subject.measured():
+            trainer.sums = row_sums(subject, job.data, runner, job.plan.eval_batch)
     metrics = job.task.metrics.for_data(job.data)
     values, trainer.details = metrics.measure(trainer.sums)
     if not math.isfinite(values["loss"]):

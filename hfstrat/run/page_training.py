@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.objectives import task_of
 from hfstrat.objectives.preference.objective import DIVERGENCE
 from hfstrat.pages import charts

@@ -8,7 +8,7 @@ from typing import Any
 
 from hfstrat.errors import NAMES, RunError
 from hfstrat.evaluation import table
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.models.fingerprint import environment
 from hfstrat.objectives import task_of
 from hfstrat.recipe import format

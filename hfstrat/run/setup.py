@@ -65,6 +65,7 @@ class Job:
     untrained: torch.Tensor | None = None  # logits of the probe before training
     parameters: tuple[int, int] = (0, 0)  # trainable and all, once training has ended
     published: Any = None  # the trained model as it is saved, once training has ended
+    known_sums: Path | None = None  # of the evaluation examples, for the weights that the run starts from: `measure.keep_sums`
     ended_in: Path | None = None  # the checkpoint with the weights of the last step, once training has ended
 
     @property

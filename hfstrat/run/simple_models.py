@@ -9,9 +9,8 @@ import numpy as np
 
 from hfstrat.errors import first_line
 from hfstrat.evaluation import simple_models
-from hfstrat.evaluation.intervals import BASELINE, with_intervals
+from hfstrat.evaluation.intervals import BASELINE, measurement_of, with_intervals
 from hfstrat.evaluation.simple_models import SimpleModel
-from hfstrat.evaluation.suite import measurement_of
 from hfstrat.recipe import format
 from hfstrat.tasks import TASKS
 from hfstrat.tasks.base import Task

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hfstrat.data.prepare import FEW_ROWS
-from hfstrat.evaluation.suite import CONTROL, ROWS
+from hfstrat.evaluation.intervals import CONTROL, ROWS
 from hfstrat.objectives import task_of
 from hfstrat.pages.blocks import BAD, GOOD, PLAIN, UNCLEAR, Line, Verdict
 from hfstrat.publish.card import METRICS

@@ -22,7 +22,7 @@ from transformers.trainer_callback import ExportableState
 
 from hfstrat.errors import RunError, UserError, named
 from hfstrat.evaluation import evaluate, intervals
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.models.load import read_json
 from hfstrat.recipe.load import load_recipe, located
 from hfstrat.run import measure, output_dir, preflight, train
@@ -41,6 +41,10 @@ COOLDOWN = 0.2  # of the steps before it: 10 to 20 % are enough in arXiv 2405.18
 SAVE = 120.0  # seconds of training between two checkpoints of a long rung
 PLAN = "rung.json"  # the steps of the rung, once they are known
 WAIT = 30.0  # seconds until an earlier process, which was stopped, has released the folder
+SUMS = "measured.npz"  # in the folder of a rung: what it has measured of each row
+FEW = 100  # rows, the evaluation of which mostly takes a time that does not depend on them,
+ALIKE = 20  # about that of so many more
+ONLY_ROWS = ("evaluation.samples=0", "evaluation.control=off")  # the final run has measured the control text
 ON_OTHERS = "other_rows.json"  # the winner's measurement on the rows of --eval-data
 
 
@@ -54,6 +58,7 @@ class Spec:
     seconds: of training in a rung. until: the time at which its training has to end.
     start: the checkpoint that a rung continues from.
     checkpoint: the cooled checkpoint that a final job publishes; None: the recipe is run from its start.
+    measured: what the rung has measured of that checkpoint's weights, a file of `run.measure.keep_sums`.
     choosing, seed: the share of the held-out rows for choosing, and the seed that draws them.
     others: data to measure the winner on.
     in_bytes: whether losses are compared in bits per byte, because tokenizers differ.
@@ -67,6 +72,7 @@ class Spec:
     seconds: float = 0.0
     until: float | None = None
     checkpoint: str | None = None
+    measured: str | None = None
     choosing: float = 1.0
     seed: int = 0
     others: str | None = None
@@ -181,6 +187,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
     state, steps = job.trainer.state, read_json(plan)
     result, _ = measure.conclude(job, trained)
     concluded = time.monotonic() - began - trained
+    measure.keep_sums(job, folder / recipes.SUMS)
     in_steps = next(each.in_session for each in job.trainer.callback_handler.callbacks if isinstance(each, Rung))
     return {
         **scores_of(job.recipe, spec),
@@ -190,6 +197,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
         "trained": trained,
         "setup": job.setup_seconds,
         "saving": max(0.0, trained - in_steps),
+        "evaluated": concluded,
         "row_seconds": row_seconds(job, concluded, trained, result.session_steps or 0),
         "seconds": time.monotonic() - started,
         "memory": result.peak_memory_bytes,
@@ -258,9 +266,9 @@ def run_direct(spec: Spec) -> dict[str, Any]:
 
 
 def row_seconds(job: Job, concluded: float, trained: float, steps: int) -> float:
-    """Seconds of evaluating one row: a share of the evaluation, but at most FORWARD_SHARE of those of training on it, since an
-    evaluation of a few rows mostly takes a time that does not depend on them."""
-    found = concluded / max(1, len(job.data.eval))
+    """Seconds of evaluating one row: a share of the evaluation, but at most FORWARD_SHARE of those of training on it."""
+    rows = len(job.data.eval)
+    found = concluded / max(1, rows if rows >= FEW else rows + ALIKE)
     seen = steps * job.plan.global_batch_size
     runs_body = (
         job.train_data.collate.sizes_batches and "precomputed" not in job.train_data.facts
@@ -314,12 +322,16 @@ def run_final(spec: Spec) -> dict[str, Any]:
         output_dir.clear(folder)
         if spec.checkpoint is not None:
             adopt(Path(spec.checkpoint), folder, loaded.recipe.model_dump())
-        train.run(loaded)
+
+        def add_measured(job: Job) -> None:
+            job.known_sums = Path(spec.measured) if spec.measured else None
+
+        train.run(loaded, before_training=add_measured)
     finished = time.monotonic() - started
     answer: dict[str, Any] = {"run_seconds": finished}
     if spec.others is not None:
         file = folder / ON_OTHERS
-        evaluate.evaluate(evaluate.Request(str(folder), data=spec.others, overrides=["evaluation.samples=0"], output=str(file)))
+        evaluate.evaluate(evaluate.Request(str(folder), data=spec.others, overrides=[*ONLY_ROWS], output=str(file)))
         metric = choosing.quality_of(loaded.recipe, spec.in_bytes).metric
         found = read_json(file)["measured"][ROWS]
         answer |= {"others": found["after"][metric], "other_rows": found["rows"]}

@@ -11,6 +11,7 @@ from hfstrat.engine.entries import Entry
 from hfstrat.trainer.plan import ENDLESS
 from hfstrat.tuning.options import WARMUP, Setting
 
+SUMS = "measured.npz"  # in the folder of a rung: what it has measured of each row
 DECAY = "1-sqrt"  # the best shape of a cooldown in arXiv 2405.18392
 NOT_MEASURED = (  # in a rung, besides the evaluation examples
     *("eval_on_start=false", "samples=0", "baselines=false", "control=off", "metrics=[]", "regex=null", "temperature=0.0"),

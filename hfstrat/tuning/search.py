@@ -21,7 +21,7 @@ from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints
 from hfstrat.trainer.plan import ENDLESS
 from hfstrat.tuning import choosing, page, recipes, results, schedule, space
-from hfstrat.tuning.options import Setting
+from hfstrat.tuning.options import CONTROL_ROWS, Setting
 from hfstrat.tuning.schedule import Candidates, Next, Rung, Trial
 from hfstrat.tuning.screen import Screen
 from hfstrat.tuning.store import Store
@@ -30,7 +30,7 @@ TRIALS, FINAL = "trials", "final"
 RESERVE = 1.15  # of the predicted time of the final run
 FIRST_RESERVE, LOADING = 16.0, 6.0  # seconds of the final run and of a new process, before one is measured
 SAVING = 3.0  # seconds: of the checkpoint, the result and the report
-VERIFYING = 2.0  # of the time that the libraries take to load: a new process that also loads the result and compares
+VERIFYING = 1.5  # of the time that the libraries take to load: a new process that also loads the result and compares
 GRACE = 0.04  # of the time by which a rung may end late before it is stopped
 PAUSE = 0.5  # seconds until a process that waits for others looks again
 
@@ -113,16 +113,16 @@ class Search:
         return RESERVE * (self.setting.finishing + VERIFYING * ready + again) + SAVING
 
     def finishing(self, trial: Trial, rung: Rung) -> float:
-        """Seconds of the final run of a trial."""
-        setup, fixed = float(rung.info.get("setup", 0.0)), rung.fixed
+        """Seconds of the final run of a trial, which evaluates other rows and the control text only."""
+        setup, evaluated = (float(rung.info.get(name, 0.0)) for name in ("setup", "evaluated"))
         ready = float(self.store.get("ready", 0.0)) or LOADING
-        if trial.is_complete:  # its features are cached by now, but it is solved again
-            setup, fixed = min(setup, ready), fixed - max(0.0, setup - ready) + rung.trained
-        others = 0.0
-        if self.setting.others is not None:
-            row = max(0.0, fixed - setup) / max(1, int(rung.info.get("held_out", 100)))
-            others = setup + self.setting.other_rows * float(rung.info.get("row_seconds", row))
-        return RESERVE * (fixed + setup + VERIFYING * ready + others) + 1.0
+        row = float(rung.info.get("row_seconds", evaluated / max(1, int(rung.info.get("held_out", 100)))))
+        saved = max(0.0, rung.fixed - setup - evaluated) + float(rung.info.get("saving", 0.0))
+        if trial.is_complete:  # its features are cached by now, but it is solved and evaluated again
+            setup = min(setup, ready / 2)
+            saved += rung.trained + evaluated
+        others = setup + self.setting.other_rows * row if self.setting.others is not None else 0.0
+        return RESERVE * (setup + CONTROL_ROWS * row + saved + VERIFYING * ready + others) + 1.0
 
     # the loop
 
@@ -371,8 +371,10 @@ class Search:
         file, result = self.folder / TRIALS / f"{FINAL}.job.json", self.folder / TRIALS / f"{FINAL}.result.json"
         result.unlink(missing_ok=True)
         cooled = self.cooled(trial, rung)  # gone if another one was better: then it is trained again, with the same weights
-        checkpoint = None if trial.is_complete or not cooled.is_dir() else str(cooled)
-        self.write_job(file, result, trial.label, overrides, kind="final", checkpoint=checkpoint, others=self.setting.others)
+        start: dict[str, Any] = {"checkpoint": None}
+        if not trial.is_complete and cooled.is_dir():
+            start = {"checkpoint": str(cooled), "measured": str(self.place(trial.number, rung) / recipes.SUMS)}
+        self.write_job(file, result, trial.label, overrides, kind="final", others=self.setting.others, **start)
         return self.runner.run(file, result, lambda: self.screen.look(self.elapsed))
 
     def luck(self, trial: Trial, rung: int, answer: dict[str, Any]) -> dict[str, Any] | None:

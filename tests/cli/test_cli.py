@@ -95,6 +95,8 @@ def test_help_recipes_and_schema_import_no_torch() -> None:
         ["schema"],
         ["--version"],
         ["train", "none.yaml"],
+        ["compare", "none.yaml", "other.yaml"],
+        ["tune", "none.yaml", "--time", "60s"],
     ):
         lines += [f"sys.argv = ['hfstrat', *{words}]", "try: hfstrat.cli.main.main()", "except SystemExit: pass"]
     done = python("-c", "\n".join([*lines, f"assert not {heavy}, {heavy}"]))

@@ -13,7 +13,7 @@ from helpers.page_reports import report
 from hfstrat import errors
 from hfstrat.cli import inference
 from hfstrat.evaluation import evaluate as evaluation
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.pages.blocks import BAD, GOOD, UNCLEAR
 from hfstrat.recipe.format import plural
 from hfstrat.recipe.schema import Recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from helpers.hub_runs import report_of
-from hfstrat.evaluation.suite import CONTROL, ROWS
+from hfstrat.evaluation.intervals import CONTROL, ROWS
 from hfstrat.recipe.schema import Recipe
 from hfstrat.tasks.report import Report, parse
 

@@ -23,7 +23,7 @@ from hfstrat.data.preference_rows import two
 from hfstrat.engine import entries
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import Request, evaluate
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.models import fused_loss
 from hfstrat.models.load import Base
 from hfstrat.objectives import objective_of, task_of

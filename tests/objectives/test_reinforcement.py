@@ -18,7 +18,7 @@ from hfstrat.data.collate import BatchOrder
 from hfstrat.engine import entries
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import Request, evaluate
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.objectives.reinforcement.trainer import FILE, GroupSampler, GrpoTrainer
 from hfstrat.recipe.load import load_recipe
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfstrat.errors import UserError
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.pages import charts
 from hfstrat.pages.blocks import BAD, GOOD, LONGEST, UNCLEAR
 from hfstrat.pages.render import render, visible

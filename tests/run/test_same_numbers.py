@@ -12,7 +12,7 @@ import pytest
 from helpers.classifiers import labeled, make_any, measured
 from helpers.runs import UNVERIFIED, run
 
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.recipe.load import load_recipe
 
 EVALUATE = """

@@ -20,7 +20,7 @@ from hfstrat import errors
 from hfstrat.cli import check, main
 from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import Request, evaluate
-from hfstrat.evaluation.suite import ROWS
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.recipe import stored
 from hfstrat.run import preflight
 from hfstrat.trainer import checkpoints, signals
