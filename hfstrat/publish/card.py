@@ -43,6 +43,7 @@ METRICS = {
     "balanced_accuracy": Metric("balanced accuracy", "balanced_accuracy", False),
     "auroc": Metric("AUROC, mean over classes", "roc_auc", False),
     "average_precision": Metric("average precision, mean over classes", "average_precision", False),
+    "recall_at_90_precision": Metric("recall of the rarest class at a precision of 90%", "recall", False),
     "eer": Metric("equal error rate", "eer", True),
     "map": Metric("mAP, IoU 0.50 to 0.95", "mAP", False),
     "map50": Metric("mAP50", "mAP50", False),

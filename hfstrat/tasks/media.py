@@ -142,7 +142,7 @@ class MediaMetrics(ClassMetrics):
 
     names: ClassVar[tuple[str, ...]] = (
         *("loss", "accuracy", "balanced_accuracy", "macro_f1", "micro_f1"),
-        *("auroc", "average_precision", "rows"),
+        *("auroc", "average_precision", "recall_at_90_precision", "rows"),
     )
 
     @property

@@ -1,4 +1,5 @@
-"""Metrics of a classifier by its probabilities: balanced accuracy, AUROC, average precision, equal error rate. numpy only."""
+"""Metrics of a classifier by its probabilities: balanced accuracy, AUROC, average precision, recall at a fixed precision, equal
+error rate. numpy only."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+PRECISION = 0.9  # at which the recall of a rare class is measured
+RARE = 0.5  # of the examples of the most frequent class: with fewer the rarest class is measured by itself
 MOST = 400_000  # examples times classes, above which resampling the rankings would take minutes: they are left out
 
 
@@ -26,6 +29,7 @@ def score_of(marks: np.ndarray, chances: np.ndarray, count: int) -> Callable[[np
     true = truth_of(marks, count)
     ranked = Ranking(chances, true) if ranks_are_kept(*chances.shape) else None
     several, right = marks.dtype == np.int8, None if marks.dtype == np.int8 else marks[:, 0] == marks[:, 1]
+    rare = rarest(true)
 
     def score(weights: np.ndarray) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -35,18 +39,34 @@ def score_of(marks: np.ndarray, chances: np.ndarray, count: int) -> Callable[[np
         if ranked is not None:
             auroc, precision = ranked.score(weights)
             found |= {"auroc": mean_of(auroc), "average_precision": mean_of(precision)}
+            if rare is not None:
+                found["recall_at_90_precision"] = float(ranked.recall(weights, PRECISION)[rare])
         return found
 
     return score
 
 
 def by_class(marks: np.ndarray, chances: np.ndarray, count: int) -> list[dict[str, float]]:
-    """AUROC and average precision of each class; empty where they are not measured."""
+    """AUROC, average precision and recall at a precision of 90 % of each class; empty where they are not measured."""
     if not ranks_are_kept(*chances.shape):
         return []
-    auroc, precision = Ranking(chances, truth_of(marks, count)).score(np.ones(len(marks)))
-    pairs = zip(auroc.tolist(), precision.tolist(), strict=True)
-    return [{"auroc": one, "average_precision": other} for one, other in pairs]
+    ranked, ones = Ranking(chances, truth_of(marks, count)), np.ones(len(marks))
+    columns = zip(*ranked.score(ones), ranked.recall(ones, PRECISION), strict=True)
+    names = ("auroc", "average_precision", "recall_at_90_precision")
+    return [dict(zip(names, map(float, values), strict=True)) for values in columns]
+
+
+def rarest(true: np.ndarray) -> int | None:
+    """The class with the fewest rows, where it is rare: it has few beside the most frequent one.
+
+    Args:
+        true: whether a row has a class, `[rows, classes]`.
+    """
+    support = true.sum(0)
+    if not len(support) or not (support > 0).any():
+        return None
+    place = int(np.argmin(np.where(support > 0, support, np.inf)))
+    return place if support[place] < RARE * support.max() else None
 
 
 def truth_of(marks: np.ndarray, count: int) -> np.ndarray:
@@ -100,6 +120,17 @@ class Ranking:
             precision = np.where(caught + through > 0, caught / (caught + through), 0.0)
             average = np.where(of_class > 0, (positive * precision).sum(0) / of_class, np.nan)
             return np.where(others > 0, above / (of_class * others), np.nan), average
+
+
+    def recall(self, weights: np.ndarray, precision: float) -> np.ndarray:
+        """The largest recall of each class at a threshold with at least this precision, `[classes]`; 0 where there is none."""
+        ordered = weights[self.order]
+        positive = ordered * self.true
+        hits, misses = np.cumsum(positive, 0), np.cumsum(ordered - positive, 0)
+        caught, through = (np.take_along_axis(counts, self.last, 0) for counts in (hits, misses))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            allowed = np.where(caught >= precision * (caught + through), caught, 0.0).max(0)
+            return np.where(hits[-1] > 0, allowed / hits[-1], np.nan)
 
 
 def eer_of(marks: np.ndarray, chances: np.ndarray, count: int) -> Callable[[np.ndarray], dict[str, float]]:

@@ -89,7 +89,8 @@ def test_strategies_train_detectors(
     if not isinstance(strategy, dict) or strategy["name"] != "partial":
         return
     before, after = load_file(model / "model.safetensors"), weights(folder)
-    still = [name for name in before if torch.equal(before[name], after[name].to(before[name].dtype))]
+    # frozen weights are held, and saved, in the precision of forward passes: 16 bits where the machine computes in them
+    still = [name for name in before if torch.equal(before[name].bfloat16(), after[name].bfloat16())]
     inner = [name for name in before if "backbone" in name]
     first = {"detr": "stages.0.", "rf_detr": "encoder.layer.0."}[family]
     assert {name for name in inner if first in name and "running" not in name} <= set(still)

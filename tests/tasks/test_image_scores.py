@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, precision_recall_curve, roc_auc_score
 
 from hfstrat.errors import UserError
 from hfstrat.tasks.image_classification import ImageMetrics
@@ -45,12 +45,35 @@ def test_rankings_are_those_of_scikit_learn(classes: int, ties: bool, weighted: 
     assert found["auroc"] == pytest.approx(auroc.mean())
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_recall_at_a_precision_is_that_of_a_precision_recall_curve(ties: bool) -> None:
+    marks, chances = examples(80, 3, 4, ties)
+    weights, true = np.random.default_rng(3).integers(0, 4, 80).astype(float), truth_of(marks, 3)
+    found = Ranking(chances, true).recall(weights, 0.7)
+    for index in range(3):
+        precision, recall, _ = precision_recall_curve(true[:, index], chances[:, index], sample_weight=weights)
+        assert found[index] == pytest.approx(recall[precision >= 0.7].max())
+
+
+def test_the_recall_of_a_rare_class_is_measured_by_itself() -> None:
+    """Of classes of about the same size none is rare."""
+    source = np.random.default_rng(5)
+    true = (source.permutation(200) < 8).astype(np.int64)
+    chance = np.clip(source.normal(0.2 + 0.4 * true, 0.15), 0.01, 0.99)
+    marks, chances = np.stack([true, (chance > 0.5).astype(np.int64)], 1), np.stack([1 - chance, chance], 1)
+    precision, recall, _ = precision_recall_curve(true, chance)
+    found = score_of(marks, chances, 2)(np.ones(200))["recall_at_90_precision"]
+    assert found == pytest.approx(recall[precision >= 0.9].max())
+    assert "recall_at_90_precision" not in score_of(*examples(60, 3, 1), 3)(np.ones(60))
+
+
 def test_weights_are_repetitions() -> None:
     marks, chances = examples(40, 3, 5)
     weights = np.random.default_rng(2).integers(0, 3, 40)
     whole = score_of(marks, chances, 3)(weights.astype(float))
     repeated = np.repeat(np.arange(40), weights)
-    assert whole == pytest.approx(score_of(marks[repeated], chances[repeated], 3)(np.ones(len(repeated))))
+    found = score_of(marks[repeated], chances[repeated], 3)(np.ones(len(repeated)))
+    assert whole == pytest.approx({name: found[name] for name in whole})  # a class that is rare in the rows may not be before
 
 
 def test_a_class_that_does_not_occur_does_not_count() -> None:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from hfstrat.tasks.report import Result
     from hfstrat.tasks.report_parts import Details, Label
 
-RANKED = {"auroc": "AUROC", "average_precision": "average precision"}  # that tasks measure in addition
+RANKED = {  # that tasks measure in addition
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "recall_at_90_precision": "recall at 90% precision",
+}
 RARE = 10  # evaluation examples of a label below which its scores are mostly chance
 WEAK = 0.5  # F1 of a label, below which it is named
 SPARSE = 20  # training examples of a label below which more of them are advised
