@@ -15,10 +15,12 @@ MODEL  := models/SmolLM2-135M-Instruct
 IMAGES := models/dinov2-small-focus
 SOUND  := models/whisper-tiny-en
 DETECTOR := models/rf-detr-small-focus
+VLM    := models/vision-language-demo
 DATA   := data/docstrings
 TEXT   := data/stdlib
 PAIRS  := data/preferences
 JSON   := data/json_answers
+ASKED  := data/picture-questions
 # for apt-get
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 # DeepSpeed has a folder of its own, since libraries that find it behave differently
@@ -63,6 +65,13 @@ $(SOUND)/model.safetensors: | $(VENV)/.installed
 # a detector around that backbone, with a random decoder
 $(DETECTOR)/model.safetensors: $(IMAGES)/model.safetensors
 	$(BIN)/python scripts/demo_detector.py $(IMAGES) $(DETECTOR)
+
+# that vision transformer and the language model with a new projector between them, and questions about photographs
+$(VLM)/config.json: $(IMAGES)/model.safetensors $(MODEL)/model.safetensors
+	$(BIN)/python scripts/demo_vlm.py model $(IMAGES) $(MODEL) $(VLM)
+
+$(ASKED)/train.jsonl: scripts/demo_vlm.py | $(VENV)/.installed
+	$(BIN)/python scripts/demo_vlm.py data ../shared/data/cifar10_10k $(ASKED)
 
 $(DATA)/train.jsonl: scripts/demo_data.py | $(VENV)/.installed
 	$(BIN)/python scripts/demo_data.py $(DATA)
@@ -136,7 +145,7 @@ docs: $(VENV)/.installed
 
 check: lint types test
 
-bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(SOUND)/model.safetensors $(DETECTOR)/model.safetensors $(DATA)/train.jsonl $(TEXT)/train.jsonl
+bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors $(SOUND)/model.safetensors $(DETECTOR)/model.safetensors $(VLM)/config.json $(DATA)/train.jsonl $(TEXT)/train.jsonl $(ASKED)/train.jsonl
 	$(BIN)/python -m benchmarks.cli_startup
 	$(BIN)/python -m benchmarks.head_loss
 	$(BIN)/python -m benchmarks.kd_loss
@@ -158,6 +167,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.time_prediction
 	$(BIN)/python -m benchmarks.lora_sft
 	$(BIN)/python -m benchmarks.preference
+	$(BIN)/python -m benchmarks.vision_language
 	$(BIN)/python -m benchmarks.reinforce
 	$(BIN)/python -m benchmarks.tune_deadline
 	$(BIN)/python -m benchmarks.tune_deadline --table
@@ -174,6 +184,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.rare_class
 	$(BIN)/python -m benchmarks.audio
 	$(BIN)/python -m benchmarks.media_prediction
 	$(BIN)/python -m benchmarks.detection

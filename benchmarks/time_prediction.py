@@ -60,7 +60,7 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
 
     situation = situation_of(model, data)
     fitted = decide.decide(situation, [strategy]).ranked[0].fitted
-    quick = measure.measure(situation, [strategy], 2 * SECONDS)
+    quick = measure.measure(situation, [strategy], 3 * SECONDS)
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipes.recipe_of(fitted, situation, {})
         recipe["training"] |= {"max_steps": STEPS[model], "eval_steps": STEPS[model], "load_best_model_at_end": False}
@@ -80,12 +80,14 @@ def one(model: str, data: str, strategy: str) -> dict[str, Any]:
         situation.data.supervised_share,
     )
     passes = -(-decide.GLOBAL_BATCH // modest_micro_batch(decide.GLOBAL_BATCH, situation.data.cut_lengths))
+    product = speed.rate_of(situation.device)
+    product = speed.on_cpu(product, found.model, found.description, load, situation.data.supervised_share, passes)
     return {
         "rate": quick.rates[strategy],
         "fixed": quick.fixed[strategy],
         "steps": STEPS[model],
-        "product": speed.matmul_rate()[0],
-        "product_fixed": speed.fixed_cost(found.model, found.description, passes),
+        "product": product._asdict(),
+        "tokens": result["tokens"],
         "seconds": result["step_seconds"],
         "operations": load.training * result["tokens"],
     }
@@ -109,18 +111,17 @@ def run_some(count: int) -> dict[str, dict[str, Any]]:
 
 def predictions(done: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Predict each case from each source of the rate; `others` is the median of the same model's other strategies."""
-    from hfstrat.advisor import speed
-
     rows = []
     for name, found in done.items():
         beside = [other for key, other in done.items() if key.split()[0] == name.split()[0] and key != name]
-        rates = {"measured": (found["rate"], found["fixed"])}
-        rates |= {"product": (speed.SHARE["cpu"] * found["product"], found["product_fixed"])}
+        of_product = found["product"]
+        rates = {"measured": (found["rate"], found["fixed"], 0.0)}
+        rates |= {"product": (of_product["value"], of_product["fixed"], of_product["token"])}
         if beside:
             middle = [statistics.median(other[key] for other in beside) for key in ("rate", "fixed")]
-            rates["others"] = (middle[0], middle[1])
-        for source, (rate, fixed) in rates.items():
-            predicted = found["operations"] / rate + fixed * found["steps"]
+            rates["others"] = (middle[0], middle[1], 0.0)
+        for source, (rate, fixed, token) in rates.items():
+            predicted = found["operations"] / rate + fixed * found["steps"] + token * found["tokens"]
             error = predicted / found["seconds"] - 1
             rows.append({"name": name, "source": source, "seconds": found["seconds"], "predicted": predicted, "error": error})
     return rows

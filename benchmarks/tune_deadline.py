@@ -15,8 +15,10 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ STRATEGIES = ("head", "partial", "lora", "full", "distill", "scratch")
 def run(name: str, core: int) -> None:
     """Search, and store what came out."""
     from hfstrat.advisor import speed
+    from hfstrat.data import cache
 
     case, folder = CASES[name], STORED / name
     file, tuned, data = folder / "deadline.json", folder / "deadline", folder / "eval.jsonl"
@@ -44,9 +47,13 @@ def run(name: str, core: int) -> None:
     named = ",".join(each for each in STRATEGIES if each in known["measured"])
     words = [sys.executable, "-m", "hfstrat", "tune", f"--model={model_folder(case.model)}", f"--data={folder / 'train.jsonl'}"]
     words += [f"--strategies={named}", OVERRIDES[0], f"--time={deadline:.0f}s", f"--eval-data={data}", f"--output-dir={tuned}"]
-    started = time.monotonic()
-    subprocess.run(["taskset", "-c", str(core), *words], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    seconds = time.monotonic() - started
+    with tempfile.TemporaryDirectory() as fresh:  # nothing but the speed of the machine is known from earlier runs
+        if (rates := cache.folder() / speed.RATES_FILE).is_file():
+            shutil.copy(rates, fresh)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HFSTRAT_CACHE": fresh}
+        started = time.monotonic()
+        subprocess.run(["taskset", "-c", str(core), *words], cwd=ROOT, check=True, env=environment)
+        seconds = time.monotonic() - started
     table = json.loads((tuned / "tune.json").read_text())
     won = next(trial for trial in table["trials"] if trial["wins"])
     found = {

@@ -376,11 +376,10 @@ def rate_for(fitted: Fitted, situation: Situation) -> Rate:
         middle = sorted(rates.values())[len(rates) // 2]
         fixed = sorted(measured.fixed.get(name, 0.0) for name in rates)[len(rates) // 2]
         return Rate(middle, "steps of other strategies measured here", time_band("others"), fixed=fixed)
-    rate = situation.rate
-    if not rate.product:
-        return rate
     passes = fitted.shape.passes * situation.sharing.processes  # which share the cores
-    return rate._replace(fixed=speed.fixed_cost(candidate.model, candidate.description, passes))
+    data = situation.given_to(candidate).data
+    work = work_of(candidate, data, fitted.shape.recompute, candidate.epochs)
+    return speed.on_cpu(situation.rate, candidate.model, candidate.description, work, data.supervised_share, passes)
 
 
 def smaller_if_needed(timed: Timed, situation: Situation) -> Timed:

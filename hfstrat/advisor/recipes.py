@@ -234,7 +234,7 @@ def estimate(recipe: Recipe, fitted: Fitted, situation: Situation) -> Timed:
     limit = seconds(training.max_time) if training.max_time else None
     timed = Timed(fitted, work, total - AFTER_TRAINING, epochs, band=rate.band)
     if limit is not None and work.training:
-        per_step = rate.fixed + work.training * survey.mean_length * batch / rate.value
+        per_step = rate.fixed + (work.training / rate.value + rate.token) * survey.mean_length * batch
         possible = limit / per_step * batch / survey.rows
         timed = replace(timed, seconds=limit + speed.START_SECONDS - AFTER_TRAINING, epochs=possible)
     return timed

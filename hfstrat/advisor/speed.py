@@ -29,13 +29,17 @@ from hfstrat.tasks import TASKS
 from hfstrat.tasks import report as reports
 from hfstrat.tasks.report import Failure, Report
 
-SHARE = {"cpu": 0.49, "gpu": 0.35}  # of the rate of matrix products, reached in steps if nothing was measured
+SHARE = {"cpu": 0.95, "gpu": 0.35}  # of the rate of matrix products, reached by those of steps if nothing was measured
 ASSUMED = 40e9  # operations per second of a thread, if no matrix product can be timed
-# the fixed cost of a step on a CPU, fitted to benchmarks/time_prediction with SHARE: seconds of a pass through a block (two
-# more of the backward pass), and seconds per trainable parameter of the optimizer
-BLOCK_SECONDS, OPTIMIZER_SECONDS = 3.1e-3, 3.3e-9
+# What a step on a CPU takes besides its products, measured with blocks of width 64 to 1,024 and 32 to 1,024 tokens on a thread
+# of an Intel Xeon with AMX, where products take a fifth of a step. Fixed: seconds of a pass through a block (two more of
+# the backward pass), and per trainable parameter: of casting it in each pass, and of the optimizer in each step.
+BLOCK_SECONDS, CAST_SECONDS, OPTIMIZER_SECONDS = 0.6e-3, 4.5e-9, 3.3e-9
+# per token: seconds of a pass through a block, and those for each number of its width, forward and backward; and for each entry
+# of the vocabulary that a token is scored against, in training and in evaluation
+FORWARD_SECONDS, BACKWARD_SECONDS, VOCABULARY_SECONDS = (2e-6, 15e-9), (16e-6, 55e-9), (6e-9, 4e-9)
 ADAPTED = 1.5  # times the passes through a block with adapters
-FORWARD = 2.0  # times the rate of a training step: nothing is stored for gradients, batches are larger
+FORWARD = 2.0  # times the rate of a training step with all of its operations: nothing is stored for gradients
 START_SECONDS = 25.0  # imports, loading, and the new process that verifies the result
 RATES_FILE = "advisor-rates-2.json"
 MATMUL = """
@@ -65,8 +69,9 @@ class Work(NamedTuple):
 class Rate(NamedTuple):
     """Operations per second, their source, and the relative error of times predicted from it (None: not validated).
 
-    product: the rate of matrix products on the machine, if `value` is derived from it.
+    product: the rate of matrix products on the machine, if `value` is derived from it: other operations are counted apart.
     fixed: seconds of an optimizer step that do not depend on its tokens.
+    token, eval_token: seconds of each token in training and evaluation besides matrix products.
     """
 
     value: float
@@ -74,6 +79,8 @@ class Rate(NamedTuple):
     band: float | None = None
     product: float = 0.0
     fixed: float = 0.0
+    token: float = 0.0
+    eval_token: float = 0.0
 
 
 def fixed_cost(model: Model, description: Description, passes: float) -> float:
@@ -83,7 +90,27 @@ def fixed_cost(model: Model, description: Description, passes: float) -> float:
         passes: micro-batches of a step.
     """
     live = len(live_blocks(model, description)) * (ADAPTED if description.rank else 1.0)
-    return BLOCK_SECONDS * passes * (model.layers + 2 * live) + OPTIMIZER_SECONDS * description.footprint.trainable
+    trained = description.footprint.trainable / threads()
+    return BLOCK_SECONDS * passes * (model.layers + 2 * live) + (CAST_SECONDS * passes + OPTIMIZER_SECONDS) * trained
+
+
+def on_cpu(rate: Rate, model: Model, description: Description, work: Work, supervised: float, passes: float) -> Rate:
+    """A rate of matrix products with what the steps of a strategy take besides them; another rate as it is.
+
+    Args:
+        supervised: share of the tokens that contribute to the loss.
+        passes: micro-batches of a step.
+    """
+    if not rate.product:
+        return rate
+    live = len(live_blocks(model, description)) * (ADAPTED if description.rank else 1.0)
+    forward, backward = (a + b * model.width for a, b in (FORWARD_SECONDS, BACKWARD_SECONDS))
+    scored = supervised * model.vocabulary if _head(model, description) else 0.0
+    through = live if work.once else model.layers  # cached states stand for the frozen blocks
+    training = through * forward + live * backward + VOCABULARY_SECONDS[0] * scored
+    evaluation = model.layers * forward + VOCABULARY_SECONDS[1] * scored
+    fixed = fixed_cost(model, description, passes)
+    return rate._replace(fixed=fixed, token=training / threads(), eval_token=evaluation / threads())
 
 
 def work(
@@ -154,9 +181,13 @@ def seconds(
     Args:
         tokens, steps: of an epoch.
     """
-    forward = load.once * (tokens + eval_tokens) + load.evaluation * eval_tokens * evaluations
+    once = tokens + eval_tokens if load.once else 0.0
+    evaluated = eval_tokens * evaluations if load.evaluation else 0.0
+    forward = (load.once * once + load.evaluation * evaluated) / (rate.value * (1.0 if rate.product else FORWARD))
+    trained = tokens * epochs if load.training else 0.0
+    others = rate.token * trained + rate.eval_token * (once + evaluated)
     fixed = rate.fixed * steps * epochs if load.training else 0.0
-    return START_SECONDS + fixed + (forward / FORWARD + load.training * tokens * epochs) / rate.value
+    return START_SECONDS + fixed + others + forward + load.training * trained / rate.value
 
 
 def rate_of(device: Device, reports: Iterable[Rate] = ()) -> Rate:

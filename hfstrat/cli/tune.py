@@ -20,7 +20,7 @@ from hfstrat.errors import UserError
 from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
 from hfstrat.run import launch
-from hfstrat.trainer.plan import HEADROOM
+from hfstrat.trainer.plan import HEADROOM, modest_micro_batch
 from hfstrat.tuning.options import Advice, Advise, Options
 from hfstrat.tuning.runner import Runner
 from hfstrat.tuning.tune import OPTIONS
@@ -90,10 +90,10 @@ def times(loaded: Loaded, rate: Rate) -> Times:
     held_out = loaded.recipe.data.eval_size
     rows = min(1000.0, held_out if held_out >= 1 else held_out * survey.rows)
     steps = max(1.0, survey.rows / loaded.recipe.training.global_batch_size)
-    on_cpu = hardware.find_device("auto").is_cpu
-    if rate.product:
-        rate = rate._replace(fixed=speed.fixed_cost(candidate.model, candidate.description, 1))
-    rate = decide.with_answers(rate, candidate, survey, loaded.recipe.training.global_batch_size, on_cpu)
+    on_cpu, batch = hardware.find_device("auto").is_cpu, loaded.recipe.training.global_batch_size
+    passes = batch / modest_micro_batch(batch, survey.cut_lengths)
+    rate = speed.on_cpu(rate, candidate.model, candidate.description, work, survey.supervised_share, passes)
+    rate = decide.with_answers(rate, candidate, survey, batch, on_cpu)
     held = rows * survey.mean_length
     start, shortest, measured = (
         speed.seconds(work, survey.tokens, steps, epochs, held, evaluations, rate)

@@ -121,7 +121,6 @@ class Ranking:
             average = np.where(of_class > 0, (positive * precision).sum(0) / of_class, np.nan)
             return np.where(others > 0, above / (of_class * others), np.nan), average
 
-
     def recall(self, weights: np.ndarray, precision: float) -> np.ndarray:
         """The largest recall of each class at a threshold with at least this precision, `[classes]`; 0 where there is none."""
         ordered = weights[self.order]

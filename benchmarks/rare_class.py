@@ -1,0 +1,125 @@
+"""A rare class among images, 1 in 51: plain training, balanced class weights and the focal loss.
+
+    python -m benchmarks.rare_class
+
+Writes benchmarks/results/rare_class.json and .md. Horses are to be found among other photographs of
+../shared/data/cifar10_10k: 7,200 others and 144 horses for training, 1,800 and 36 for testing, the same share. `head` on
+models/dinov2-small-focus at 98 pixels; the layer is chosen by its probe. The head is trained by gradient descent in all runs,
+since the focal loss has no exact solution. Three seeds choose the horses. Metrics are of the rare class, with intervals over
+images; nothing is selected by the test images.
+
+Predicted before the first run: recall at a precision of 90 % about 15 % for all three, and not told apart with 36 horses, since
+weights move the threshold and hardly the order; balanced accuracy 60 % plain, 85 % balanced, 65 % focal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.images import DATA, MODEL
+from benchmarks.measure import RESULTS, ROOT, machine, write
+
+RESULT = RESULTS / "rare_class.json"
+WORK = ROOT / "runs" / "benchmarks" / "rare_class"
+RARE, SHARE, SEEDS = "horse", 50, (1, 2, 3)
+WAYS: dict[str, str | None] = {"plain": None, "balanced": "balanced", "focal": "focal"}
+METRICS = ("recall_at_90_precision", "average_precision", "balanced_accuracy", "macro_f1", "accuracy")
+
+
+def images_of(part: str, seed: int) -> Path:
+    """A folder of two classes."""
+    folder = WORK / f"{part}-{seed}"
+    if folder.is_dir():
+        return folder
+    partial = folder.with_name(f"{folder.name}.partial")
+    with zipfile.ZipFile(DATA / f"{part}.zip") as archive:
+        names = sorted(name for name in archive.namelist() if not name.endswith("/"))
+        rare = [name for name in names if Path(name).parent.name == RARE]
+        others = [name for name in names if Path(name).parent.name != RARE]
+        drawn = random.Random(seed).sample(rare, len(others) // SHARE)
+        for label, chosen in ((RARE, drawn), ("other", others)):
+            (partial / label).mkdir(parents=True, exist_ok=True)
+            for name in chosen:
+                (partial / label / f"{Path(name).parent.name}-{Path(name).name}").write_bytes(archive.read(name))
+    partial.rename(folder)
+    return folder
+
+
+def measure(way: str, seed: int) -> dict[str, Any]:
+    recipe = {
+        "task": "image-classification",
+        "model": str(MODEL),
+        "strategy": {"name": "head", "solver": "trainer"},
+        "data": {"train": str(images_of("train", seed)), "eval": str(images_of("test", seed))},
+        "image": {"image_size": 98},
+        "training": {"num_train_epochs": 20, "eval_steps": 1.0, "load_best_model_at_end": False, "class_weights": WAYS[way]},
+        "seed": seed,
+        "evaluation": {"samples": 0, "baselines": False},
+    }
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HFSTRAT_CACHE": str(WORK / "cache"), "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        file, started = Path(folder) / "recipe.yaml", time.monotonic()
+        file.write_text(yaml.safe_dump({**recipe, "output_dir": str(Path(folder) / "run")}))
+        words = [sys.executable, "-m", "hfstrat.train", str(file)]
+        ended = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            sys.exit(f"{way} failed: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
+        result = json.loads((Path(folder) / "run" / "report.json").read_text())["result"]
+    after = result["measured"]["evaluation rows"]["after"]
+    label = next(row for row in result["evaluation"]["labels"] if row["label"] == RARE)
+    return {"metrics": {name: after[name] for name in METRICS}, "label": label, "seconds": time.monotonic() - started}
+
+
+def lines_of(runs: dict[str, Any]) -> list[str]:
+    titles = [
+        "class_weights",
+        "seed",
+        "recall at 90 % precision",
+        "average precision",
+        "balanced accuracy",
+        "precision",
+        "recall",
+    ]
+    lines = [
+        f"{RARE}: 36 of 1,836 test images. 95 % intervals over images; precision and recall of the predicted class.",
+        "",
+        f"| {' | '.join(titles)} |",
+        f"|{'---|' * len(titles)}",
+    ]
+    for name, run in runs.items():
+        way, seed = name.split("/")
+        cells = [
+            f"{one['value']:.1%} ({one['low']:.1%} to {one['high']:.1%})"
+            for one in (run["metrics"][key] for key in METRICS[:3])
+        ]
+        lines.append(
+            f"| {way} | {seed} | {' | '.join(cells)} | {run['label']['precision']:.1%} | {run['label']['recall']:.1%} |"
+        )
+    return lines
+
+
+def main() -> None:
+    WORK.mkdir(parents=True, exist_ok=True)
+    done: dict[str, Any] = json.loads(RESULT.read_text())["runs"] if RESULT.is_file() else {}
+    for seed in SEEDS:
+        for way in WAYS:
+            name = f"{way}/{seed}"
+            if name not in done:
+                done[name] = measure(way, seed)
+                print(name, done[name], flush=True)
+                write("rare_class", {"machine": machine(), "runs": done}, lines_of(done))
+
+
+if __name__ == "__main__":
+    main()
