@@ -38,7 +38,8 @@ BLOCK_SECONDS, CAST_SECONDS, OPTIMIZER_SECONDS = 0.6e-3, 4.5e-9, 3.3e-9
 # per token: seconds of a pass through a block, and those for each number of its width, forward and backward; and for each entry
 # of the vocabulary that a token is scored against, in training and in evaluation
 FORWARD_SECONDS, BACKWARD_SECONDS, VOCABULARY_SECONDS = (2e-6, 15e-9), (16e-6, 55e-9), (6e-9, 4e-9)
-ADAPTED = 1.5  # times the passes through a block with adapters
+ADAPTED = 2.0  # times the passes through a block with adapters
+STEP_SECONDS = 0.02  # of the Trainer in each step
 FORWARD = 2.0  # times the rate of a training step with all of its operations: nothing is stored for gradients
 START_SECONDS = 25.0  # imports, loading, and the new process that verifies the result
 RATES_FILE = "advisor-rates-2.json"
@@ -91,7 +92,8 @@ def fixed_cost(model: Model, description: Description, passes: float) -> float:
     """
     live = len(live_blocks(model, description)) * (ADAPTED if description.rank else 1.0)
     trained = description.footprint.trainable / threads()
-    return BLOCK_SECONDS * passes * (model.layers + 2 * live) + (CAST_SECONDS * passes + OPTIMIZER_SECONDS) * trained
+    through = BLOCK_SECONDS * passes * (model.layers + 2 * live)
+    return STEP_SECONDS + through + (CAST_SECONDS * passes + OPTIMIZER_SECONDS) * trained
 
 
 def on_cpu(rate: Rate, model: Model, description: Description, work: Work, supervised: float, passes: float) -> Rate:
