@@ -81,7 +81,7 @@ def measure(way: str, seed: int) -> dict[str, Any]:
     return {"metrics": {name: after[name] for name in METRICS}, "label": label, "seconds": time.monotonic() - started}
 
 
-def lines_of(runs: dict[str, Any]) -> list[str]:
+def lines_of(result: dict[str, Any]) -> list[str]:
     titles = [
         "class_weights",
         "seed",
@@ -97,7 +97,7 @@ def lines_of(runs: dict[str, Any]) -> list[str]:
         f"| {' | '.join(titles)} |",
         f"|{'---|' * len(titles)}",
     ]
-    for name, run in runs.items():
+    for name, run in result["runs"].items():
         way, seed = name.split("/")
         cells = [
             f"{one['value']:.1%} ({one['low']:.1%} to {one['high']:.1%})"
@@ -118,7 +118,8 @@ def main() -> None:
             if name not in done:
                 done[name] = measure(way, seed)
                 print(name, done[name], flush=True)
-                write("rare_class", {"machine": machine(), "runs": done}, lines_of(done))
+                result = {"machine": machine(), "runs": done}
+                write("rare_class", result, lines_of(result))
 
 
 if __name__ == "__main__":

@@ -182,7 +182,8 @@ def one(name: str) -> dict[str, float]:
         return run_hfstrat(Path(scratch), name == "hfstrat")
 
 
-def lines_of(runs: dict[str, list[dict[str, float]]]) -> list[str]:
+def lines_of(result: dict[str, Any]) -> list[str]:
+    runs = result["runs"]
     lines = [
         "Medians, all runs in brackets; the ratio is to TRL in the same epoch.",
         "",
@@ -207,7 +208,8 @@ def main() -> None:
     minutes = float(words.pop(words.index("--minutes") + 1)) if "--minutes" in words else math.inf
     repeats = int(words[0]) if words and words[0].isdigit() else 3
     runs = rounds("vision_language", [[name] for name in CONTENDERS], repeats, minutes)
-    write("vision_language", {"machine": machine(), "rows": TRAIN, "runs": runs}, lines_of(runs))
+    result = {"machine": machine(), "rows": TRAIN, "runs": runs}
+    write("vision_language", result, lines_of(result))
 
 
 if __name__ == "__main__":
