@@ -15,8 +15,10 @@ import pytest
 from conftest import write_pairs
 
 from hfstrat.errors import UserError
+from hfstrat.evaluation.intervals import ROWS
 from hfstrat.recipe.load import load_recipe
 from hfstrat.recipe.schema import Recipe
+from hfstrat.run import measure
 from hfstrat.run.train import run
 from hfstrat.tasks import report
 from hfstrat.trainer.plan import ENDLESS
@@ -37,8 +39,13 @@ def weights(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_rungs_continue_and_one_run_with_the_recipe_has_the_same_weights(tiny: Path, examples: Path, tmp_path: Path) -> None:
-    """Two rungs, the second from the checkpoint before the first one's cooldown; then a run of the final recipe alone."""
+def test_rungs_continue_and_one_run_with_the_recipe_has_the_same_weights(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rungs, the second from the checkpoint before the first one's cooldown; then a run of the final recipe alone.
+
+    The final job measures no row again that the rung has measured, and says what a run says that measures all of them.
+    """
     import torch
 
     options = Options([], [], str(tiny), str(examples), "full", None, 60.0, None, ("learning_rate",), str(tmp_path / "out"))
@@ -66,8 +73,10 @@ def test_rungs_continue_and_one_run_with_the_recipe_has_the_same_weights(tiny: P
     overrides = recipes.final(setting, entry, ["training.learning_rate=0.001"], tmp_path / "tuned", steps)
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / ".hfstrat.lock").touch()
-    final = job.Spec("final", entry.source, entry.text, overrides, "", checkpoint=str(cooled))
-    job.run_final(final)
+    rows = str(tmp_path / "rung-1" / recipes.SUMS)
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "row_sums", None)
+        job.run_final(job.Spec("final", entry.source, entry.text, overrides, "", checkpoint=str(cooled), measured=rows))
     run(load_recipe(str(tmp_path / "tuned" / "recipe.yaml"), [f"output_dir={tmp_path / 'alone'}"]))
     found, alone = (weights(tmp_path / name / "final") for name in ("tuned", "alone"))
     assert found.keys() == alone.keys()
@@ -76,6 +85,10 @@ def test_rungs_continue_and_one_run_with_the_recipe_has_the_same_weights(tiny: P
     assert told is not None
     assert told.finished.verified
     assert told.finished.steps == sum(steps)
+    one = report.read(tmp_path / "alone")
+    assert one is not None
+    assert told.finished.metrics_after == one.finished.metrics_after
+    assert told.finished.measured[ROWS].after == one.finished.measured[ROWS].after
 
 
 @pytest.mark.slow
