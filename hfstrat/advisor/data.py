@@ -120,6 +120,12 @@ class Survey:
         return float(self.cut_lengths.mean())
 
     @property
+    def prompt_length(self) -> float:
+        """Average tokens of a prompt, where the model writes the answers."""
+        answers = self.generation
+        return self.mean_length / self.sequences - (answers.tokens if answers and answers.is_rewarded else 0)
+
+    @property
     def cut_share(self) -> float:
         """Share of the tokens beyond `max_length`."""
         return 1 - float(self.cut_lengths.sum() / self.lengths.sum())

@@ -28,7 +28,6 @@ EVALUATIONS = 6.0  # one before training, four during, one after
 ENOUGH = 300.0  # steps from scratch, for which a smaller model is better than fewer steps (scratch_recipes.md)
 LEAST_STEPS = {True: 1.0, False: 20.0}  # fewer are not worth a run: with pretrained weights, and from scratch
 PROCESSES = (2, 4, 8, 16, 32, 64, 128)
-EVAL_ANSWERS = 8  # written at once in an evaluation
 NF4_BYTES = 0.57  # per weight: 4 bits and the scales of blocks of 64 (arXiv 2305.14314)
 ALONE, NO_RATE = Sharing(), Rate(0.0, "")
 
@@ -344,25 +343,6 @@ def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) 
     if data.generation is not None and data.generation.is_rewarded:
         return work._replace(evaluation=0.0)  # answers are written, and no loss of given ones is computed
     return work._replace(training=0.0, evaluation=0.0) if candidate.description.body_once and data.outputs else work
-
-
-def answering_seconds(candidate: Candidate, data: Survey, rows: float, rate: Rate, on_cpu: bool) -> float:
-    """Seconds in which the model writes an answer to each of some rows of an evaluation; 0 where it does not."""
-    if data.generation is None or not data.generation.is_rewarded:
-        return 0.0
-    batch = min(rows, EVAL_ANSWERS)
-    prompt = data.mean_length / data.sequences - data.generation.tokens
-    return rows / batch * data.generation.seconds(candidate.model, batch, prompt, rate, on_cpu)
-
-
-def with_answers(rate: Rate, candidate: Candidate, data: Survey, batch: int, on_cpu: bool) -> Rate:
-    """The rate of steps in each of which the model answers `batch` prompts, if it does."""
-    answers = data.generation
-    if answers is None:
-        return rate
-    prompt = data.mean_length / data.sequences - answers.tokens * answers.is_rewarded
-    written = answers.seconds(candidate.model, batch * answers.answers, prompt, rate, on_cpu)
-    return rate._replace(fixed=rate.fixed + written, band=None)
 
 
 def rate_for(fitted: Fitted, situation: Situation) -> Rate:

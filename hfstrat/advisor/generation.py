@@ -13,6 +13,7 @@ from hfstrat.recipe.schema import Recipe
 # seconds of a pass through a block that decodes one token of each sequence. On a CPU: SmolLM2-135M with 2 to 64 sequences on a
 # thread of an Intel Xeon; on a GPU an assumption, since Python starts its kernels one by one
 PASS_SECONDS = {True: 2.1e-3, False: 0.9e-3}
+AT_ONCE = 64.0  # rows of an evaluation that are answered together
 DECODING = 0.09  # of the rate of matrix products, reached by products of one token for each sequence, from the same measurement
 
 
@@ -40,6 +41,22 @@ class Generation(NamedTuple):
         operations = 2.0 * model.parameters * sequences
         decoded = PASS_SECONDS[on_cpu] * model.layers + operations / (DECODING * rate.value)
         return operations * prompt / rate.value + self.tokens * decoded
+
+
+def with_answers(rate: Rate, model: Model, answers: Generation | None, prompt: float, batch: int, on_cpu: bool) -> Rate:
+    """The rate of steps in each of which the model answers `batch` prompts of so many tokens, if it does."""
+    if answers is None:
+        return rate
+    written = answers.seconds(model, batch * answers.answers, prompt, rate, on_cpu)
+    return rate._replace(fixed=rate.fixed + written, band=None)
+
+
+def evaluation_seconds(rows: float, model: Model, answers: Generation | None, prompt: float, rate: Rate, on_cpu: bool) -> float:
+    """Seconds in which the model answers some rows of an evaluation; 0 where it does not."""
+    if answers is None or not answers.is_rewarded:
+        return 0.0
+    batch = min(rows, AT_ONCE)
+    return rows / batch * answers.seconds(model, batch, prompt, rate, on_cpu)
 
 
 def of_recipe(recipe: Recipe) -> Generation | None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from hfstrat.advisor import decide, hardware, measure, recipes, speed
+from hfstrat.advisor import decide, generation, hardware, measure, recipes, speed
 from hfstrat.advisor.speed import Rate
 from hfstrat.cli import advise
 from hfstrat.engine import children
@@ -91,14 +91,16 @@ def times(loaded: Loaded, rate: Rate) -> Times:
     rows = min(1000.0, held_out if held_out >= 1 else held_out * survey.rows)
     steps = max(1.0, survey.rows / loaded.recipe.training.global_batch_size)
     on_cpu, batch = hardware.find_device("auto").is_cpu, loaded.recipe.training.global_batch_size
+    answers, prompt = survey.generation, survey.prompt_length
     passes = batch / modest_micro_batch(batch, survey.cut_lengths)
     rate = speed.on_cpu(rate, candidate.model, candidate.description, work, survey.supervised_share, passes)
-    rate = decide.with_answers(rate, candidate, survey, batch, on_cpu)
+    rate = generation.with_answers(rate, candidate.model, answers, prompt, batch, on_cpu)
+    answering = generation.evaluation_seconds(rows, candidate.model, answers, prompt, rate, on_cpu)
     held = rows * survey.mean_length
     start, shortest, measured = (
         speed.seconds(work, survey.tokens, steps, epochs, held, evaluations, rate)
         + decide.reading_seconds(work, survey, rows, epochs, evaluations)
-        + evaluations * decide.answering_seconds(candidate, survey, rows, rate, on_cpu)
+        + evaluations * answering
         for epochs, evaluations in ((0.0, 0.0), (1 / steps, 0.0), (0.0, 1.0))
     )
     return Times(shortest, measured - start, shortest - start, rows)
