@@ -167,6 +167,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.time_prediction
 	$(BIN)/python -m benchmarks.lora_sft
 	$(BIN)/python -m benchmarks.preference
+	$(BIN)/python -m benchmarks.preference_accuracy
 	$(BIN)/python -m benchmarks.vision_language
 	$(BIN)/python -m benchmarks.reinforce
 	$(BIN)/python -m benchmarks.tune_deadline
