@@ -2,9 +2,9 @@
 
     python -m benchmarks.preference_accuracy [--seeds 1]
 
-Writes benchmarks/results/preference_accuracy.json and .md. The pairs of ../shared/data/llms_from_scratch/preference.jsonl without
-those whose answers are equal: 200 are held out, the others are trained on for three epochs in batches of 16. Nothing is chosen
-by the held-out pairs (`load_best_model_at_end: false`).
+Writes benchmarks/results/preference_accuracy.json and .md. The pairs are those of
+../shared/data/llms_from_scratch/preference.jsonl without those whose answers are equal: 200 are held out, the others are trained
+on for three epochs in batches of 16. Nothing is selected by the held-out pairs (`load_best_model_at_end: false`).
 
 Predicted before the first run: 96 % (93 to 98). With fewer steps, in an earlier trial, it was 93.6 %.
 """
