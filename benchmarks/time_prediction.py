@@ -3,8 +3,8 @@
     python -m benchmarks.time_prediction [--some N]
 
 Writes benchmarks/results/time_prediction.json and .md; `hfstrat advise` quotes their error bands. For each case a child process
-takes real steps for 12 s, as for `hfstrat advise --measure`; then `hfstrat train` trains the recipe for some steps in a process
-of its own. Compared are the seconds of its steps (without evaluations and checkpoints). `others` is the prediction from the
+takes real steps within 36 s, as for `hfstrat advise --measure`; then `hfstrat train` trains the recipe for some steps in one of
+its own. Compared are the seconds of its steps (without evaluations and checkpoints). `others` is the prediction from the
 measured steps of the other strategies with the same model, `product` that from the machine's matrix products alone. Finished
 cases are stored in runs/benchmarks; other load on the machine distorts the result.
 

@@ -28,6 +28,7 @@ from hfstrat.errors import UserError
 from hfstrat.recipe.data import Data
 from hfstrat.recipe.format import plural
 from hfstrat.recipe.load import key_of
+from hfstrat.recipe.schema import OBJECTIVES
 from hfstrat.tasks import TASKS, CausalLM, task_of_rows
 
 MOST_READ = 50_000  # rows; beyond them their number is estimated from the size of the file
@@ -52,7 +53,7 @@ class Survey:
     remarks: what is not read, and what may be wrong with the rows, in words.
     settings: keys of the recipe's section `data` that are set, without `train`.
     objective: that trains on such examples.
-    generation: of the answers that the model writes in training; the lengths of rewarded ones are in `lengths`.
+    generation: of the answers that the model writes in training; their lengths are in `lengths`.
     duplicates: share of the examples; None: not counted.
     files: of images and recordings.
     """
@@ -82,12 +83,12 @@ class Survey:
         """Of an example: a preference has two, a prompt has those of its answers."""
         if self.generation is not None:
             return self.generation.answers
-        return 1 if self.objective == "sft" else 2
+        return 2 if self.objective != "sft" and not OBJECTIVES[self.objective].generates else 1
 
     @property
     def limit(self) -> int:
         """Tokens of an example at most."""
-        answer = self.generation.tokens if self.generation is not None and self.generation.is_rewarded else 0
+        answer = self.generation.tokens if self.generation is not None else 0
         return (self.max_length + answer) * self.sequences
 
     @property
@@ -122,8 +123,7 @@ class Survey:
     @property
     def prompt_length(self) -> float:
         """Average tokens of a prompt, where the model writes the answers."""
-        answers = self.generation
-        return self.mean_length / self.sequences - (answers.tokens if answers and answers.is_rewarded else 0)
+        return self.mean_length / self.sequences - (self.generation.tokens if self.generation is not None else 0)
 
     @property
     def cut_share(self) -> float:

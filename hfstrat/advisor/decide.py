@@ -341,7 +341,10 @@ def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) 
     length = data.mean_length / data.sequences
     work = speed.work(candidate.model, candidate.description, length, data.supervised_share, recompute, epochs)
     if data.generation is not None and data.generation.is_rewarded:
-        return work._replace(evaluation=0.0)  # answers are written, and no loss of given ones is computed
+        read = work.evaluation if data.generation.has_reference else 0.0
+        return work._replace(training=work.training + read, evaluation=0.0)  # no loss of given answers is computed
+    if data.generation is not None:
+        return work._replace(training=work.training + work.once, once=0.0)  # the teacher reads new answers in each step
     return work._replace(training=0.0, evaluation=0.0) if candidate.description.body_once and data.outputs else work
 
 

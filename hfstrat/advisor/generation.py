@@ -20,12 +20,14 @@ DECODING = 0.09  # of the rate of matrix products, reached by products of one to
 class Generation(NamedTuple):
     """Answers to each prompt, and the tokens of one: it is not known when they end, so each is as long as it may be.
 
-    is_rewarded: whether they are scored, in evaluations too, where each prompt has one answer.
+    is_rewarded: whether they are scored, in evaluations too, where each prompt has one answer; else a teacher reads them.
+    has_reference: whether another model reads them, from which the divergence is measured.
     """
 
     answers: int
     tokens: int
     is_rewarded: bool = True
+    has_reference: bool = False
 
     def lengths(self, prompts: np.ndarray) -> np.ndarray:
         """Tokens of all sequences of an example, by those of its prompt."""
@@ -64,7 +66,7 @@ def of_recipe(recipe: Recipe) -> Generation | None:
     objective: Any = recipe.objective
     strategy: Any = recipe.strategy
     if objective.generates:
-        return Generation(objective.num_generations, objective.max_completion_length)
+        return Generation(objective.num_generations, objective.max_completion_length, has_reference=bool(objective.beta))
     if getattr(strategy, "on_policy", False):
         return Generation(1, strategy.max_new_tokens, is_rewarded=False)
     return None

@@ -257,7 +257,10 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
     section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)
     built.set_family(model.family, task.text.generates)
-    return Candidate(strategy.name, section, strategy, model, built.describe(*known)), survey
+    description = built.describe(*known)
+    if recipe.objective.name != "sft" or survey.generation is not None:
+        description = description._replace(keeps_prefix=False)  # states of pairs, and of answers that change, are not cached
+    return Candidate(strategy.name, section, strategy, model, description), survey
 
 
 def survey_texts(recipe: Recipe, model: Model) -> Survey:
@@ -266,10 +269,14 @@ def survey_texts(recipe: Recipe, model: Model) -> Survey:
     prompts_for = objective.name if objective.generates else ""
     found = data.survey(recipe.data, recipe.task, model.context, model.folder, prompts_for)
     found = replace(found, max_length=min(recipe.data.max_length, model.context), objective=objective.name)
-    if answers is not None and answers.is_rewarded:
-        lengths = answers.lengths(np.minimum(found.lengths, found.max_length))
-        found = replace(found, lengths=lengths, supervised_share=answers.answers * answers.tokens / float(lengths.mean()))
-    return replace(found, generation=answers)
+    if answers is None:
+        return found
+    prompts = np.minimum(found.lengths, found.max_length)
+    if not answers.is_rewarded:  # the rows have answers too, which are not read
+        prompts = np.maximum(1, np.round(prompts * (1 - found.supervised_share)).astype(np.int64))
+    lengths = answers.lengths(prompts)
+    share = answers.answers * answers.tokens / float(lengths.mean())
+    return replace(found, lengths=lengths, supervised_share=share, generation=answers)
 
 
 def _model(recipe: Recipe) -> Model:

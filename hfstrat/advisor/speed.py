@@ -18,7 +18,7 @@ from typing import NamedTuple
 from hfstrat import strategies
 from hfstrat.advisor import architecture
 from hfstrat.advisor.architecture import Model, live_blocks
-from hfstrat.advisor.hardware import Device, cores, time_band
+from hfstrat.advisor.hardware import Device, cores, has_bfloat16, time_band
 from hfstrat.data import cache
 from hfstrat.errors import UserError
 from hfstrat.models.fingerprint import processor
@@ -60,11 +60,15 @@ BUSY = 0.15  # share of the cores that other processes may use before a measured
 
 
 class Work(NamedTuple):
-    """Floating-point operations per token in training and evaluation; `once`: those of the frozen part that is cached."""
+    """Floating-point operations per token in training and evaluation.
+
+    once: of what is computed once and cached: the frozen blocks if `caches`, and a teacher.
+    """
 
     training: float
     evaluation: float
     once: float = 0.0
+    caches: bool = False
 
 
 class Rate(NamedTuple):
@@ -72,7 +76,9 @@ class Rate(NamedTuple):
 
     product: the rate of matrix products on the machine, if `value` is derived from it: other operations are counted apart.
     fixed: seconds of an optimizer step that do not depend on its tokens.
-    token, eval_token: seconds of each token in training and evaluation besides matrix products.
+    token, eval_token, once_token: seconds besides matrix products of each token in training, in evaluation, and of what is
+        computed once.
+    processes: that share the work of a run, each on cores of its own.
     """
 
     value: float
@@ -82,18 +88,22 @@ class Rate(NamedTuple):
     fixed: float = 0.0
     token: float = 0.0
     eval_token: float = 0.0
+    once_token: float = 0.0
+    processes: int = 1
 
 
-def fixed_cost(model: Model, description: Description, passes: float) -> float:
+def fixed_cost(model: Model, description: Description, passes: float, caches: bool = False) -> float:
     """Seconds of an optimizer step on a CPU that do not depend on its tokens.
 
     Args:
         passes: micro-batches of a step.
+        caches: whether cached states stand for the frozen blocks.
     """
-    live = len(live_blocks(model, description)) * (ADAPTED if description.rank else 1.0)
-    trained = description.footprint.trainable / threads()
-    through = BLOCK_SECONDS * passes * (model.layers + 2 * live)
-    return STEP_SECONDS + through + (CAST_SECONDS * passes + OPTIMIZER_SECONDS) * trained
+    count = len(live_blocks(model, description))
+    backward = count * (ADAPTED if description.rank else 1.0)
+    casts = CAST_SECONDS * passes * has_bfloat16()
+    through = BLOCK_SECONDS * passes * ((count if caches else model.layers) + 2 * backward)
+    return STEP_SECONDS + through + (casts + OPTIMIZER_SECONDS) * description.footprint.trainable / threads()
 
 
 def on_cpu(rate: Rate, model: Model, description: Description, work: Work, supervised: float, passes: float) -> Rate:
@@ -105,14 +115,21 @@ def on_cpu(rate: Rate, model: Model, description: Description, work: Work, super
     """
     if not rate.product:
         return rate
-    live = len(live_blocks(model, description)) * (ADAPTED if description.rank else 1.0)
+    live = len(live_blocks(model, description))
     forward, backward = (a + b * model.width for a, b in (FORWARD_SECONDS, BACKWARD_SECONDS))
     scored = supervised * model.vocabulary if _head(model, description) else 0.0
-    through = live if work.once else model.layers  # cached states stand for the frozen blocks
-    training = through * forward + live * backward + VOCABULARY_SECONDS[0] * scored
+    through = live if work.caches else model.layers
+    training = through * forward + live * (ADAPTED if description.rank else 1.0) * backward + VOCABULARY_SECONDS[0] * scored
     evaluation = model.layers * forward + VOCABULARY_SECONDS[1] * scored
-    fixed = fixed_cost(model, description, passes)
-    return rate._replace(fixed=fixed, token=training / threads(), eval_token=evaluation / threads())
+    once = (model.layers - live) * forward if work.caches else 0.0
+    once += model.layers * forward * description.teacher / max(1.0, model.parameters)  # of a teacher of the same kind
+    cores = threads() * rate.processes
+    return rate._replace(
+        fixed=fixed_cost(model, description, passes / rate.processes, work.caches),
+        token=training / cores,
+        eval_token=evaluation / cores,
+        once_token=once / cores,
+    )
 
 
 def work(
@@ -150,7 +167,7 @@ def work(
     again = live + adapters if recompute else 0.0
     full = Work(forward + backward + again, forward, once=teacher)
     if description.body_once or (description.keeps_prefix and (description.still or not model.dropout)):
-        cached = Work(full.training - frozen, forward, once=frozen + teacher)
+        cached = Work(full.training - frozen, forward, once=frozen + teacher, caches=True)
         if description.body_once or gain(frozen, cached.training, epochs) >= PAYS:
             return cached
     return full
@@ -187,7 +204,7 @@ def seconds(
     evaluated = eval_tokens * evaluations if load.evaluation else 0.0
     forward = (load.once * once + load.evaluation * evaluated) / (rate.value * (1.0 if rate.product else FORWARD))
     trained = tokens * epochs if load.training else 0.0
-    others = rate.token * trained + rate.eval_token * (once + evaluated)
+    others = rate.token * trained + rate.eval_token * evaluated + rate.once_token * once
     fixed = rate.fixed * steps * epochs if load.training else 0.0
     return START_SECONDS + fixed + others + forward + load.training * trained / rate.value
 

@@ -190,7 +190,8 @@ def predicted(job: Any, gpu: str | None) -> Any:
             return Time(basis="the type of the GPU is unknown")
         device = hardware.find_device(gpu if job.gpus and gpu else "cpu")
         rate = speed.rate_of(device)
-        shared = rate._replace(value=rate.value * job.processes, band=rate.band if job.processes == 1 else None)
+        band = rate.band if job.processes == 1 else None
+        shared = rate._replace(value=rate.value * job.processes, processes=job.processes, band=band)
         found = recipes.predict_one(job.loaded.recipe, shared, device)[0]
     except UserError as error:
         return Time(basis=str(error).removeprefix("--device: "))

@@ -20,7 +20,8 @@ from hfstrat.errors import UserError
 from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
 from hfstrat.run import launch
-from hfstrat.trainer.plan import HEADROOM, modest_micro_batch
+from hfstrat.tasks import TASKS
+from hfstrat.trainer.plan import HEADROOM
 from hfstrat.tuning.options import Advice, Advise, Options
 from hfstrat.tuning.runner import Runner
 from hfstrat.tuning.tune import OPTIONS
@@ -73,11 +74,13 @@ class Times(NamedTuple):
     least: of the shortest complete run without evaluations: start, cached computations, one step.
     evaluation: of one evaluation on all `rows` that are held out.
     step: of an optimizer step.
+    samples: of the answers that the final run shows.
     """
 
     least: float = 0.0
     evaluation: float = 0.0
     step: float = 0.0
+    samples: float = 0.0
     rows: float = 0.0
 
 
@@ -92,7 +95,7 @@ def times(loaded: Loaded, rate: Rate) -> Times:
     steps = max(1.0, survey.rows / loaded.recipe.training.global_batch_size)
     on_cpu, batch = hardware.find_device("auto").is_cpu, loaded.recipe.training.global_batch_size
     answers, prompt = survey.generation, survey.prompt_length
-    passes = batch / modest_micro_batch(batch, survey.cut_lengths)
+    passes = recipes.shape_of_recipe(loaded.recipe, survey, candidate.description.body_once, on_cpu, 2).passes
     rate = speed.on_cpu(rate, candidate.model, candidate.description, work, survey.supervised_share, passes)
     rate = generation.with_answers(rate, candidate.model, answers, prompt, batch, on_cpu)
     answering = generation.evaluation_seconds(rows, candidate.model, answers, prompt, rate, on_cpu)
@@ -103,7 +106,10 @@ def times(loaded: Loaded, rate: Rate) -> Times:
         + evaluations * answering
         for epochs, evaluations in ((0.0, 0.0), (1 / steps, 0.0), (0.0, 1.0))
     )
-    return Times(shortest, measured - start, shortest - start, rows)
+    wanted, task = loaded.recipe.evaluation, TASKS[loaded.recipe.task]
+    shown = generation.Generation(1, wanted.max_new_tokens).seconds(candidate.model, 1, prompt, rate, on_cpu)
+    samples = shown * (len(wanted.prompts) or wanted.samples) if task.text.generates else 0.0
+    return Times(shortest, measured - start, shortest - start, samples, rows)
 
 
 def devices() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -192,10 +193,13 @@ def _known_sums(job: Job) -> tuple[np.ndarray, ...] | None:
     trained = job.trainer.state.global_step > job.progress.first_step
     if job.known_sums is None or not job.known_sums.is_file() or trained or job.plan.processes > 1:
         return None
-    with np.load(job.known_sums) as stored:
-        if not np.array_equal(stored["rows"], job.data.eval["row"][:]):
-            return None
-        return tuple(stored[f"arr_{place}"] for place in range(len(stored.files) - 1))
+    try:
+        with np.load(job.known_sums) as stored:
+            if np.array_equal(stored["rows"], job.data.eval["row"][:]):
+                return tuple(stored[f"arr_{place}"] for place in range(len(stored.files) - 1))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # it was not completely written
+        pass
+    return None
 
 
 def _last_evaluation(job: Job) -> dict[str, float] | None:

@@ -41,7 +41,6 @@ COOLDOWN = 0.2  # of the steps before it: 10 to 20 % are enough in arXiv 2405.18
 SAVE = 120.0  # seconds of training between two checkpoints of a long rung
 PLAN = "rung.json"  # the steps of the rung, once they are known
 WAIT = 30.0  # seconds until an earlier process, which was stopped, has released the folder
-SUMS = "measured.npz"  # in the folder of a rung: what it has measured of each row
 FEW = 100  # rows, the evaluation of which mostly takes a time that does not depend on them,
 ALIKE = 20  # about that of so many more
 ONLY_ROWS = ("evaluation.samples=0", "evaluation.control=off")  # the final run has measured the control text
@@ -198,6 +197,7 @@ def run_rung(spec: Spec) -> dict[str, Any]:
         "setup": job.setup_seconds,
         "saving": max(0.0, trained - in_steps),
         "evaluated": concluded,
+        "cached": float(job.train_data.facts.get("head", {}).get("features_seconds", 0.0)),
         "row_seconds": row_seconds(job, concluded, trained, result.session_steps or 0),
         "seconds": time.monotonic() - started,
         "memory": result.peak_memory_bytes,

@@ -35,9 +35,8 @@ RESERVED = (
 MOST_COUNTED, ASSUMED_ROWS = 20_000, 1_000
 WARMUP = 10  # steps, where a recipe gives a share of a length that is not known yet
 WARMUP_SHARE = 0.05  # of the steps that the time allows, where these are few
-EVALUATIONS = 2  # of the shortest search: of its rung, and of its result
 EVALUATION_SHARE = 0.04  # of the time, for one evaluation
-CONTROL_ROWS = 16  # whose evaluation takes about as long as that of the control text
+CONTROL_ROWS = 16  # of texts, whose evaluation takes about as long as that of the control text
 FINISHING_SHARE = 0.3  # of the time that is reserved for evaluations at the end before one is measured, at most
 LEAST_ROWS = 24  # held-out rows that choose, however slow they are
 
@@ -78,6 +77,7 @@ class Advice:
     lines: for the terminal.
     evaluation: by candidate, seconds of one evaluation on all held-out rows. rows: their number.
     step: by candidate, seconds of an optimizer step.
+    samples: by candidate, seconds of the answers that the final run shows.
     """
 
     order: list[str]
@@ -87,6 +87,7 @@ class Advice:
     evaluation: dict[str, float] = field(default_factory=dict)
     rows: int = 0
     step: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, float] = field(default_factory=dict)
 
     def rows_within(self, time: float, labels: Sequence[str]) -> int:
         """How many held-out rows each of some candidates evaluates within a small share of the time."""
@@ -102,7 +103,8 @@ class Advice:
     def needed(self, label: str, time: float, others: int) -> float:
         """Seconds of the shortest search with this candidate alone."""
         most = self.rows_within(time, [label])
-        return self.least.get(label, 0.0) + self.seconds_of(label, EVALUATIONS * most + min(others, most))
+        evaluated = self.seconds_of(label, most + CONTROL_ROWS + min(others, most))
+        return self.least.get(label, 0.0) + evaluated + self.samples.get(label, 0.0)
 
     def warmup(self, label: str, time: float) -> int:
         """Steps of the warmup: a share of those that the time allows, at most WARMUP."""
@@ -134,7 +136,9 @@ class Setting:
     other_rows: int
     in_bytes: bool
     most_rows: int | None = None  # held-out rows that are evaluated; None: all of them
-    finishing: float = 0.0  # predicted seconds of evaluations in the final run, before one is measured
+    evaluating: float = 0.0  # predicted seconds of evaluating the held-out rows
+    finishing: float = 0.0  # predicted seconds of what the final run measures besides them
+    answering: float = 0.0  # predicted seconds of the answers that the final run shows
     warmups: Mapping[str, int] = field(default_factory=dict)  # steps, by candidate
 
     @property
@@ -255,6 +259,11 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
     lineup = replace(setting.lineup, entries=[setting.entry(label) for label in affordable], excluded=excluded)
     warmups = {label: advice.warmup(label, time) for label in affordable}
     most = advice.rows_within(time, affordable)
-    finishing = max(advice.seconds_of(label, most + CONTROL_ROWS + others) for label in affordable)
+    answering = max(advice.samples.get(label, 0.0) for label in affordable)
+    evaluating, finishing = (
+        min(FINISHING_SHARE * time, max(advice.seconds_of(label, rows) for label in affordable))
+        for rows in (most, CONTROL_ROWS + others)
+    )
     limit = most if most < advice.rows else None
-    return replace(setting, lineup=lineup, most_rows=limit, warmups=warmups, finishing=min(finishing, FINISHING_SHARE * time))
+    setting = replace(setting, lineup=lineup, most_rows=limit, warmups=warmups)
+    return replace(setting, evaluating=evaluating, finishing=finishing + answering, answering=answering)

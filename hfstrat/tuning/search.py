@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from hfstrat import errors
 from hfstrat.errors import RunError
 from hfstrat.models.load import read_json
+from hfstrat.objectives import task_of
 from hfstrat.recipe import format
 from hfstrat.tasks import report
 from hfstrat.trainer import checkpoints
@@ -73,11 +74,13 @@ class Search:
         self.folder, self.seed = setting.options.folder, setting.options.seed
         self.runner.start()
         self.store = Store(self.folder, self.seed)
-        self.quality = choosing.quality_of(setting.entries[0].loaded.recipe, setting.in_bytes)
+        recipe = setting.entries[0].loaded.recipe
+        self.quality = choosing.quality_of(recipe, setting.in_bytes)
+        self.has_control = recipe.evaluation.control != "off" and task_of(recipe).text.generates
         at_once = tuple(entry.label for entry in setting.entries if entry.at_once)
         others = tuple(entry.label for entry in setting.entries if not entry.at_once)
         stepwise = not any(entry.loaded.recipe.strategy.is_solved for entry in setting.entries)
-        self.candidates = Candidates(at_once, others, setting.can_vary, Candidates.fixed + setting.finishing, stepwise)
+        self.candidates = Candidates(at_once, others, setting.can_vary, Candidates.fixed + setting.evaluating, stepwise)
         if leads:
             measured = (rung.at for trial in self.store.trials() for rung in trial.rungs)
             before = max([*measured, float(self.store.get("spent", 0.0))])
@@ -110,19 +113,19 @@ class Search:
         """Seconds that a candidate trained as the final run needs after training, before anything is measured."""
         ready = float(self.store.get("ready", 0.0)) or LOADING
         again = VERIFYING * ready if self.setting.others is not None else 0.0  # the result is loaded and measured on other rows
-        return RESERVE * (self.setting.finishing + VERIFYING * ready + again) + SAVING
+        return RESERVE * (self.setting.evaluating + self.setting.finishing + VERIFYING * ready + again) + SAVING
 
     def finishing(self, trial: Trial, rung: Rung) -> float:
-        """Seconds of the final run of a trial, which evaluates other rows and the control text only."""
-        setup, evaluated = (float(rung.info.get(name, 0.0)) for name in ("setup", "evaluated"))
-        ready = float(self.store.get("ready", 0.0)) or LOADING
-        row = float(rung.info.get("row_seconds", evaluated / max(1, int(rung.info.get("held_out", 100)))))
+        """Seconds of the final run of a trial: the control text, answers to show and other rows are not measured before."""
+        setup, evaluated, cached = (float(rung.info.get(name, 0.0)) for name in ("setup", "evaluated", "cached"))
+        ready, loading = float(self.store.get("ready", 0.0)) or LOADING, setup - cached
+        row = float(rung.info.get("row_seconds", max(0.0, rung.fixed - setup) / max(1, int(rung.info.get("held_out", 100)))))
         saved = max(0.0, rung.fixed - setup - evaluated) + float(rung.info.get("saving", 0.0))
-        if trial.is_complete:  # its features are cached by now, but it is solved and evaluated again
-            setup = min(setup, ready / 2)
+        if trial.is_complete:  # it is solved and evaluated again, on features that are cached by now
             saved += rung.trained + evaluated
-        others = setup + self.setting.other_rows * row if self.setting.others is not None else 0.0
-        return RESERVE * (setup + CONTROL_ROWS * row + saved + VERIFYING * ready + others) + 1.0
+        control = CONTROL_ROWS * row if self.has_control else 0.0
+        others = loading + self.setting.other_rows * row if self.setting.others is not None else 0.0
+        return RESERVE * (loading + control + self.setting.answering + saved + VERIFYING * ready + others) + 1.0
 
     # the loop
 

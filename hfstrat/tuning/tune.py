@@ -21,6 +21,7 @@ from hfstrat.tuning.search import Runner, Search
 from hfstrat.tuning.store import LOCK
 
 OPTIONS = "tune.options.json"
+PREDICTED = ("evaluating", "finishing", "answering")  # seconds, in a setting
 # seconds of the advisor's measuring, its share of the time, and the time from which on it measures
 MEASURE, MEASURE_SHARE, MEASURE_FROM = 20.0, 0.04, 300.0
 
@@ -87,7 +88,7 @@ def as_stored(setting: Setting, stored: dict[str, Any]) -> Setting:
         lineup=lineup,
         most_rows=stored.get("most_rows"),
         warmups=stored.get("warmups", {}),
-        finishing=stored.get("finishing", 0.0),
+        **{name: stored.get(name, 0.0) for name in PREDICTED},
     )
 
 
@@ -118,7 +119,7 @@ def write_options(setting: Setting, identity: str) -> None:
         "excluded": setting.lineup.excluded,
         "most_rows": setting.most_rows,
         "warmups": dict(setting.warmups),
-        "finishing": setting.finishing,
+        **{name: getattr(setting, name) for name in PREDICTED},
         "options": asdict(setting.options),
         "cwd": str(Path.cwd()),
     }

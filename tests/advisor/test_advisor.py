@@ -439,6 +439,42 @@ def test_generated_answers_take_time(tmp_path: Path, models: Callable[..., Path]
     assert tune.times(load_recipe(str(file)), rate).step > 0
 
 
+def test_a_students_own_answers_take_time(tmp_path: Path, models: Callable[..., Path]) -> None:
+    """With `on_policy` answers are as long as they may be, whatever the rows say, and the teacher reads them in each step."""
+    model = models()
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"say {n} " * 3, "completion": "word " * 5} for n in range(40)])
+
+    def of(on_policy: bool, tokens: int = 64) -> tuple[Any, Any, dict[str, Any]]:
+        file = tmp_path / "recipe.yaml"
+        own = {"on_policy": True, "max_new_tokens": tokens} if on_policy else {}
+        strategy = {"name": "distill", "teacher": str(model), "student": {"name": "full"}, **own}
+        given = {"model": str(model), "strategy": strategy, "data": {"train": str(tmp_path / "rows.jsonl")}}
+        file.write_text(json.dumps(given | {"output_dir": str(tmp_path / "run")}))
+        recipe = load_recipe(str(file), ["training.max_steps=4"]).recipe
+        candidate, found = recipes.candidate_of(recipe)
+        work = decide.work_of(candidate, found, False, 1.0)
+        return found, work, dict(recipes.predict_one(recipe, speed.Rate(1e10, "a test"))[0])
+
+    given, own, longer = of(False), of(True), of(True, 128)
+    assert own[0].prompt_length < given[0].mean_length
+    assert own[0].mean_length == pytest.approx(own[0].prompt_length + 64)
+    assert own[1].once == 0
+    assert given[2]["seconds"] < own[2]["seconds"] < longer[2]["seconds"]
+
+
+def test_processes_share_all_the_work(tmp_path: Path, models: Callable[..., Path]) -> None:
+    """Of two processes on machines of their own each does half of what is no matrix product, too."""
+    file, once = rewarded.recipe(tmp_path, models(), rewards=["json_valid"]), speed.Rate(1e10, "a test", product=1e10)
+    candidate, found = recipes.candidate_of(load_recipe(str(file)).recipe)
+    work = decide.work_of(candidate, found, False, 1.0)
+    one, two = (
+        speed.on_cpu(once._replace(processes=count), candidate.model, candidate.description, work, 1.0, 8) for count in (1, 2)
+    )
+    assert one.token == pytest.approx(2 * two.token)
+    assert one.eval_token == pytest.approx(2 * two.eval_token)
+    assert one.fixed > two.fixed
+
+
 def test_all_sequences_of_a_prompt_count(tmp_path: Path, models: Callable[..., Path]) -> None:
     """The tokens of a step are those of the prompts with all their answers, each as long as it may be."""
     loaded = load_recipe(str(rewarded.recipe(tmp_path, models(), rewards=["json_valid"])))
