@@ -19,12 +19,14 @@ from hfstrat.data import cache
 from hfstrat.recipe.format import plural
 from hfstrat.strategies.head.features import BATCH_TOKENS, Body, extract
 from hfstrat.strategies.head.linear import leave_one_out, targets_of
+from hfstrat.tasks.rankings import Ranking, mean_of
 from hfstrat.trainer.cached_columns import cache_inputs, digest_of_rows, digest_of_weights, read_column, write_column
 from hfstrat.trainer.train_data import TrainData
 
 MOST_ROWS = 2000  # more would resolve differences too small to matter
 MOST_BYTES = 256 * 2**20  # of the candidates' features
 MOST_LAYERS = 12
+DOMINANT = 0.8  # share of the most frequent class, from which accuracy says little about the others
 
 
 class Candidate(NamedTuple):
@@ -36,12 +38,13 @@ class Candidate(NamedTuple):
 
 
 class Probed(NamedTuple):
-    """All candidates, the best of them, and its features of the probed examples: `[len(places), H]`."""
+    """All candidates, the best of them, its features of the probed examples, `[len(places), H]`, and the name of the score."""
 
     table: list[Candidate]
     best: Candidate
     places: np.ndarray
     features: torch.Tensor
+    metric: str
 
 
 def candidate_layers(depth: int, wanted: int | str) -> list[int]:
@@ -68,6 +71,22 @@ def score(predicted: torch.Tensor, targets: torch.Tensor, numbers: bool = False)
     return float(2 * (yes * targets).sum() / (yes.sum() + targets.sum()).clamp(min=1))
 
 
+def ranking_score(predicted: torch.Tensor, targets: torch.Tensor) -> float:
+    """AUROC, the mean over the classes that occur."""
+    found, _ = Ranking(predicted.double().numpy(), targets.double().numpy()).score(np.ones(len(targets)))
+    return mean_of(found)
+
+
+def is_dominated(targets: torch.Tensor) -> bool:
+    """Whether nearly all examples have the same one of the classes, `[n, K]`."""
+    return bool((targets.sum(1) == 1).all()) and float(targets.mean(0).max()) >= DOMINANT
+
+
+def metric_of(targets: torch.Tensor, numbers: bool) -> str:
+    """The name of the score that selects."""
+    return "R^2" if numbers else "AUROC" if is_dominated(targets) else "accuracy"
+
+
 def probe(
     body: Body, data: TrainData, labels: torch.Tensor, classes: int, layers: Sequence[int], poolings: Sequence[str], seed: int
 ) -> Probed:
@@ -80,14 +99,17 @@ def probe(
     places = sample_rows(len(data.train), len(layers) * len(poolings) * body.width, seed)
     found = extract(body, data.train, places, data.collate, layers, poolings, data.dtype, data.group)
     targets, numbers = targets_of(labels[torch.as_tensor(places)], classes), data.collate.units is not None
-    table = [
-        Candidate(layer, pooling, score(leave_one_out(found[:, i, j], targets, numbers), targets, numbers))
-        for i, layer in enumerate(layers)
-        for j, pooling in enumerate(poolings)
-    ]
+    metric = metric_of(targets, numbers)
+
+    def scored(features: torch.Tensor) -> float:
+        predicted = leave_one_out(features, targets, numbers)
+        return ranking_score(predicted, targets) if metric == "AUROC" else score(predicted, targets, numbers)
+
+    pairs = [(i, j) for i in range(len(layers)) for j in range(len(poolings))]
+    table = [Candidate(layers[i], poolings[j], scored(found[:, i, j])) for i, j in pairs]
     best = max(table, key=lambda each: (each.score, -each.layer))
     chosen = found[:, list(layers).index(best.layer), list(poolings).index(best.pooling)]
-    return Probed(table, best, places, chosen.clone())
+    return Probed(table, best, places, chosen.clone(), metric)
 
 
 def probe_lines(table: Sequence[Candidate], best: Candidate, rows: int, metric: str = "accuracy") -> list[str]:
@@ -141,6 +163,8 @@ def pool_rows(body: Body, data: TrainData, classes: int, layer: int | str, pooli
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest() if len(layers) * len(poolings) > 1 else "",
         "spec": [layers, list(poolings), BATCH_TOKENS, seed, MOST_ROWS],
     }
+    if data.collate.units is None and is_dominated(targets_of(labels, classes)):
+        inputs["selected by"] = "AUROC"
 
     def build(target: Path | None) -> Any:
         built.append(True)
@@ -184,8 +208,7 @@ def _build(
         probed = probe(body, data, labels, classes, layers, poolings, seed)
         table, layer, pooling = probed.table, probed.best.layer, probed.best.pooling
         known = dict(zip(probed.places.tolist(), probed.features, strict=True))
-        metric = "accuracy" if data.collate.units is None else "R^2"
-        for line in probe_lines(table, probed.best, len(probed.places), metric):
+        for line in probe_lines(table, probed.best, len(probed.places), probed.metric):
             data.say(line)
     blocks = list(body.blocks)
     del body.blocks[layer:]  # the others are not run

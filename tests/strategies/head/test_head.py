@@ -214,6 +214,25 @@ def test_the_probe_finds_the_layer_that_knows() -> None:
     assert max(table, key=lambda each: (each.score, -each.layer)).layer == 1
 
 
+def test_the_probe_finds_the_layer_that_knows_a_rare_class() -> None:
+    """Where nearly all examples have one class, accuracy does not tell a layer that knows the other one from one that does not."""
+    from hfstrat.strategies.head import linear
+
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.arange(1000) % 50 == 0).long()
+    noise = torch.randn(1000, 8, generator=generator)
+    knowing = noise + 1.5 * labels[:, None] * torch.tensor([1.0, 1.0, *[0.0] * 6])
+    targets = linear.targets_of(labels, 2)
+    predicted = [linear.leave_one_out(features, targets) for features in (knowing, noise)]
+    assert pooled.metric_of(targets, numbers=False) == "AUROC"
+    assert pooled.score(predicted[0], targets) == pytest.approx(pooled.score(predicted[1], targets), abs=0.01)
+    assert pooled.ranking_score(predicted[0], targets) > 0.85
+    assert pooled.ranking_score(predicted[1], targets) < 0.65
+    even = linear.targets_of(torch.arange(1000) % 3, 3)
+    assert pooled.metric_of(even, numbers=False) == "accuracy"
+    assert pooled.metric_of((torch.rand(100, 3) > 0.95).float(), numbers=False) == "accuracy"  # several labels: micro-F1
+
+
 @pytest.mark.parametrize(
     ("family", "further"),
     [
