@@ -6,7 +6,8 @@ For each case of `benchmarks.regret`: the time that each of its compared runs ha
 is measured on the same rows and in the same metric as those runs, whose measurements are those in results/regret.json; its
 distance from the best of them is that of two means, and it is called significant where it is larger than the 95 % interval of a
 difference of two independent means of this width, which is wider than a paired one. One core, one thread, one seed. The machine
-has to be of the kind of those runs. `--table` writes the results of all cases that have run.
+has to be of the kind of those runs. The advisor, which orders the candidates, has not seen the runs on the case's data set.
+`--table` writes the results of all cases that have run.
 """
 
 from __future__ import annotations
@@ -26,9 +27,22 @@ from typing import Any
 from benchmarks.measure import ROOT, machine, write
 from benchmarks.memory_prediction import model_folder
 from benchmarks.regret import GOALS, OVERRIDES, STORED, committed, write_rows
-from benchmarks.regret_cases import CASES
+from benchmarks.regret_cases import CASES, SETS
 
 ROWS = "evaluation rows"
+# the command, whose advisor has not seen the runs on the case's own data set
+WITHOUT = """
+import sys, tempfile
+from pathlib import Path
+from hfstrat.advisor import measured_runs
+group = sys.argv.pop(1)
+with tempfile.TemporaryDirectory() as folder:
+    others = [run for run in measured_runs.read(measured_runs.FILE) if run.group != group]
+    measured_runs.write(others, Path(folder) / "runs.csv")
+    measured_runs.FILE = Path(folder) / "runs.csv"
+    from hfstrat.cli.main import main
+    main()
+"""
 STRATEGIES = ("head", "partial", "lora", "full", "distill", "scratch")
 
 
@@ -45,7 +59,8 @@ def run(name: str, core: int) -> None:
     known = compared()[name]
     deadline = case.budget + speed.START_SECONDS
     named = ",".join(each for each in STRATEGIES if each in known["measured"])
-    words = [sys.executable, "-m", "hfstrat", "tune", f"--model={model_folder(case.model)}", f"--data={folder / 'train.jsonl'}"]
+    words = [sys.executable, "-c", WITHOUT, SETS.get(case.data, case.data), "tune"]
+    words += [f"--model={model_folder(case.model)}", f"--data={folder / 'train.jsonl'}"]
     words += [f"--strategies={named}", OVERRIDES[0], f"--time={deadline:.0f}s", f"--eval-data={data}", f"--output-dir={tuned}"]
     with tempfile.TemporaryDirectory() as fresh:  # nothing but the speed of the machine is known from earlier runs
         if (rates := cache.folder() / speed.RATES_FILE).is_file():

@@ -27,6 +27,7 @@ LEAST_SHARE = 0.25  # of the training time so far that a continuation must have 
 AT_ONCE = 0.1  # of the time left, for a strategy that was expected to take seconds and has to be trained
 LEAST_SECONDS = 1.0  # of training in a rung
 HOPELESS = 3  # failed candidates at least after which a search without any result ends
+NORMAL_95 = 1.96  # standard errors in half of a 95 % interval
 SMALL = 4.0  # of the seconds of a job that do not train: with less time than this, one candidate is trained, and only once
 VARIETY = 9  # candidates of a round for each strategy with something to search
 
@@ -61,6 +62,12 @@ class Rung:
         """Larger is better."""
         return self.score, -self.loss
 
+    @property
+    def noise(self) -> float:
+        """A standard error of the score over the rows that choose; 0 where it has no interval."""
+        low, high = self.info.get("low"), self.info.get("high")
+        return 0.0 if low is None or high is None else max(0.0, float(high) - float(low)) / (2 * NORMAL_95)
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -86,8 +93,11 @@ class Trial:
 
     @property
     def has_stalled(self) -> bool:
-        """Whether its last rung was not better than one before."""
-        return len(self.rungs) > 1 and self.best < len(self.rungs) - 1
+        """Whether its last rung was worse than one before, by more than their rows leave open."""
+        if len(self.rungs) < 2 or self.best == len(self.rungs) - 1:
+            return False
+        best, last = self.rungs[self.best], self.rungs[-1]
+        return last.score <= best.score - last.noise
 
     @property
     def trained(self) -> float:

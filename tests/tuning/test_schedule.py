@@ -319,14 +319,18 @@ def test_a_candidate_that_is_solved_is_not_ended_by_a_clock() -> None:
 
 
 def test_the_winner_is_not_continued_once_it_gets_worse() -> None:
-    def trial(number: int, scores: list[float]) -> Trial:
-        rungs = [Rung(score, 1 - score, 10 * 2**n, 2, 10.0, 5.0, 0.0) for n, score in enumerate(scores)]
+    def trial(number: int, scores: list[float], half: float = 0.0) -> Trial:
+        about = [{"low": score - half, "high": score + half} if half else {} for score in scores]
+        rungs = [Rung(score, 1 - score, 10 * 2**n, 2, 10.0, 5.0, 0.0, about[n]) for n, score in enumerate(scores)]
         return Trial(number, "lora", 1, tuple(rungs))
 
     candidates, bracket = Candidates((), ("lora",), can_vary=False), [Bracket(1, 5.0)]
     better = schedule.decide(candidates, [trial(0, [0.5, 0.6])], bracket, 100.0)
     assert (better.do, better.trial, better.rung) == ("train", 0, 2)
     assert schedule.decide(candidates, [trial(0, [0.6, 0.5])], bracket, 100.0).do == "stop"
+    assert schedule.decide(candidates, [trial(0, [0.6, 0.5], half=0.1)], bracket, 100.0).do == "stop"  # two standard errors
+    unclear = schedule.decide(candidates, [trial(0, [0.6, 0.58], half=0.1)], bracket, 100.0)
+    assert (unclear.do, unclear.rung) == ("train", 2)
     assert schedule.winner([trial(0, [0.6, 0.5]), trial(1, [0.55])]) == (trial(0, [0.6, 0.5]), 0)
     assert FINISH > 0
 
