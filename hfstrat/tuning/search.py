@@ -337,10 +337,10 @@ class Search:
         else:
             raise self.nothing(interrupted)
         luck = self.luck(trial, rung, answer)
-        if not interrupted:
-            self.end(trial)
         table = results.table(self.setting, self.store, (trial, rung), luck, self.elapsed, answer, interrupted)
         page.publish(self.folder, table)
+        if not interrupted:
+            self.end(trial)  # after everything is written: the same command does nothing more then
         self.screen.result(table, self.folder)
 
     def end(self, winner: Trial) -> None:

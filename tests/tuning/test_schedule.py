@@ -105,6 +105,27 @@ def test_killed_at_any_event_the_winner_is_the_same(
     assert (found["winner"], found["rung"]) == (whole["winner"], whole["rung"])
 
 
+@pytest.mark.parametrize("wrote", [False, True])
+def test_killed_while_the_results_are_written_they_are_written_again(
+    encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrote: bool
+) -> None:
+    """A search is finished once its table is there, not before."""
+    clock, asked, publish = Clock(), options(encoder, data, tmp_path / "run", time=60.0), search.page.publish
+
+    def killed(folder: Path, table: dict[str, Any]) -> None:
+        if wrote:
+            publish(folder, table)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search.page, "publish", killed)
+        with pytest.raises(Killed):
+            play(asked, Played(clock))
+    found = play(asked, Played(clock))
+    assert found["winner"] == json.loads((asked.folder / "tune.json").read_text())["winner"]
+    assert Store(asked.folder, asked.seed).get("finished")
+
+
 def trials_of(asked: Any) -> list[Trial]:
     return Store(asked.folder, asked.seed).trials()
 
