@@ -30,6 +30,7 @@ from benchmarks.regret import GOALS, OVERRIDES, STORED, committed, write_rows
 from benchmarks.regret_cases import CASES, SETS
 
 ROWS = "evaluation rows"
+SEEN = False  # whether the advisor has learned from the compared runs
 # the command, whose advisor has not seen the runs on the case's own data set
 WITHOUT = """
 import sys, tempfile
@@ -122,7 +123,7 @@ def main() -> None:
     for name in names if not given.table else []:
         run(name, given.core)
     found = {name: one for name in compared() if (one := outcome(name)) is not None}
-    result = {"machine": machine(), "goals": GOALS, "cases": found}
+    result = {"machine": machine(), "goals": GOALS, "seen": SEEN, "cases": found}
     if given.table:
         write("tune_deadline", result, lines_of(result))
 
@@ -136,8 +137,9 @@ def lines_of(result: dict[str, Any]) -> list[str]:
         f"Within {GOALS['points']:g} point, or {GOALS['percent']:g} % of the loss, of the best compared run: {met} of "
         f"{len(cases)} cases, and {alike} more are not significantly worse. More than 5 % late: "
         f"{sum(each > 0.05 for each in late)}; at most {max(late):+.0%}. One core and thread, one seed; the compared runs are "
-        "those of regret.json."
+        "those of regret.json"
     )
+    words += ", and the advisor, which orders the candidates, had seen them." if result["seen"] else "."
     titles = ["case", "deadline", "took", "best compared", "`tune` chose", "candidates", "its result", "regret"]
     rows = [cells_of(name, one) for name, one in result["cases"].items()]
     return [words, "", *(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))]
