@@ -8,7 +8,7 @@ LoRA on the language model (recipes/vision-language/). Questions are of two clas
     python scripts/demo_vlm.py run RESULT.json
 
 VISION is the folder of scripts/demo_image_model.py, LANGUAGE that of a Llama-like chat model. ZIP_FOLDER has train.zip and
-test.zip with a folder for each class. `run` trains by the two recipes, in about fifteen minutes on two cores, and writes the
+test.zip with a folder for each class. `run` trains by the two recipes, in an hour on a third of a core, and writes the
 accuracy before and after each with its 95% interval.
 """
 
