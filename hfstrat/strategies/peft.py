@@ -34,7 +34,11 @@ if TYPE_CHECKING:
     from hfstrat.recipe.schema import Model, Recipe
 
 NOT_ON_META = ("ADAMSS", "FROD", "SHIRA")  # what is trained depends on the weights of the base, or PEFT reads them
-ONLY_FLOAT32 = ("OSF",)  # types whose backward pass fails in 16 bits
+ONLY_FLOAT32 = {  # types that need it, and why
+    "OSF": "changes gradients in hooks that fail",
+    **dict.fromkeys(("ADAMSS", "ADAPTION_PROMPT", "LN_TUNING"), "passes numbers of 32 bits on to layers that compute"),
+    **dict.fromkeys(("FROD", "UNILORA"), "is not the same after loading"),  # as the verification of the result says
+}
 
 
 class Peft(Adapter[section.Peft]):
@@ -83,9 +87,7 @@ class Peft(Adapter[section.Peft]):
             from hfstrat.models.load import compute_dtype
 
             if (dtype := str(compute_dtype(recipe.model.dtype)).removeprefix("torch.")) != "float32":
-                raise UserError(
-                    f"model.dtype: PEFT's {kind} changes gradients in hooks that fail in {dtype}; set model.dtype: float32"
-                )
+                raise UserError(f"model.dtype: PEFT's {kind} {ONLY_FLOAT32[kind]} in {dtype}; set model.dtype: float32")
 
     def _check_virtual_tokens(self, recipe: Recipe) -> None:
         kind = self.section.peft_type

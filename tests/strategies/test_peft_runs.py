@@ -20,6 +20,7 @@ from hfstrat.errors import UserError
 from hfstrat.publish.merge import merge
 from hfstrat.recipe.peft import UNMERGED
 from hfstrat.run import preflight
+from hfstrat.strategies.peft import ONLY_FLOAT32
 
 EVERY = os.environ.get("HFSTRAT_EVERY_TYPE")  # ten minutes
 MERGED = TRAINED if EVERY else ["PROMPT_TUNING", "P_TUNING", "IA3", "LN_TUNING", "VERA", "BEFT", "OSF"]
@@ -28,7 +29,7 @@ SHORT = ("training.max_steps=3", "training.eval_steps=1", "evaluation.eval_on_st
 
 
 def loaded_for(recipe: Callable[..., Any], peft_type: str, *overrides: str) -> Any:
-    dtype = ["model.dtype=float32"] if peft_type == "OSF" else []
+    dtype = ["model.dtype=float32"] if peft_type in ONLY_FLOAT32 else []
     return recipe(f"strategy={json.dumps(strategy_of(peft_type))}", *SHORT, *dtype, *overrides)
 
 
