@@ -8,12 +8,12 @@ import numpy as np
 
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.speed import Rate
+from hfstrat.objectives.reinforcement.task import PromptRows
 from hfstrat.recipe.schema import Recipe
 
 # seconds of a pass through a block that decodes one token of each sequence. On a CPU: SmolLM2-135M with 2 to 64 sequences on a
 # thread of an Intel Xeon; on a GPU an assumption, since Python starts its kernels one by one
 PASS_SECONDS = {True: 2.1e-3, False: 0.9e-3}
-AT_ONCE = 64.0  # rows of an evaluation that are answered together
 DECODING = 0.09  # of the rate of matrix products, reached by products of one token for each sequence, from the same measurement
 
 
@@ -57,7 +57,7 @@ def evaluation_seconds(rows: float, model: Model, answers: Generation | None, pr
     """Seconds in which the model answers some rows of an evaluation; 0 where it does not."""
     if answers is None or not answers.is_rewarded:
         return 0.0
-    batch = min(rows, AT_ONCE)
+    batch = min(rows, PromptRows.answered_at_once)
     return rows / batch * answers.seconds(model, batch, prompt, rate, on_cpu)
 
 

@@ -30,6 +30,7 @@ def score_of(marks: np.ndarray, chances: np.ndarray, count: int) -> Callable[[np
     ranked = Ranking(chances, true) if ranks_are_kept(*chances.shape) else None
     several, right = marks.dtype == np.int8, None if marks.dtype == np.int8 else marks[:, 0] == marks[:, 1]
     rare = rarest(true)
+    of_rare = None if ranked is None or rare is None else Ranking(chances[:, [rare]], true[:, [rare]])
 
     def score(weights: np.ndarray) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -39,8 +40,8 @@ def score_of(marks: np.ndarray, chances: np.ndarray, count: int) -> Callable[[np
         if ranked is not None:
             auroc, precision = ranked.score(weights)
             found |= {"auroc": mean_of(auroc), "average_precision": mean_of(precision)}
-            if rare is not None:
-                found["recall_at_90_precision"] = float(ranked.recall(weights, PRECISION)[rare])
+        if of_rare is not None:
+            found["recall_at_90_precision"] = float(of_rare.recall(weights, PRECISION)[0])
         return found
 
     return score
@@ -103,14 +104,18 @@ class Ranking:
         backwards = np.where(ends, places, len(chances) - 1)[::-1]
         self.last = np.minimum.accumulate(backwards, axis=0)[::-1]
 
+    def _counted(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The weights of rows of each class in its order, and the sums so far of these and of the others, `[rows, classes]`."""
+        ordered = weights[self.order]
+        positive = ordered * self.true
+        return positive, np.cumsum(positive, 0), np.cumsum(ordered - positive, 0)
+
     def score(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """AUROC and average precision of each class, `[classes]`; NaN where rows with or without it are missing.
 
         Ties count one half in AUROC, and are one threshold in the average precision, as in scikit-learn.
         """
-        ordered = weights[self.order]
-        positive = ordered * self.true
-        hits, misses = np.cumsum(positive, 0), np.cumsum(ordered - positive, 0)
+        positive, hits, misses = self._counted(weights)
         of_class, others = hits[-1], misses[-1]
         through = np.take_along_axis(misses, self.last, 0)
         before = np.where(self.first > 0, np.take_along_axis(misses, np.maximum(self.first - 1, 0), 0), 0.0)
@@ -123,9 +128,7 @@ class Ranking:
 
     def recall(self, weights: np.ndarray, precision: float) -> np.ndarray:
         """The largest recall of each class at a threshold with at least this precision, `[classes]`; 0 where there is none."""
-        ordered = weights[self.order]
-        positive = ordered * self.true
-        hits, misses = np.cumsum(positive, 0), np.cumsum(ordered - positive, 0)
+        _, hits, misses = self._counted(weights)
         caught, through = (np.take_along_axis(counts, self.last, 0) for counts in (hits, misses))
         with np.errstate(divide="ignore", invalid="ignore"):
             allowed = np.where(caught >= precision * (caught + through), caught, 0.0).max(0)

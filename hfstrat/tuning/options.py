@@ -137,7 +137,7 @@ class Setting:
     in_bytes: bool
     most_rows: int | None = None  # held-out rows that are evaluated; None: all of them
     evaluating: float = 0.0  # predicted seconds of evaluating the held-out rows
-    finishing: float = 0.0  # predicted seconds of what the final run measures besides them
+    finishing: float = 0.0  # predicted seconds of the other rows that the final run measures
     answering: float = 0.0  # predicted seconds of the answers that the final run shows
     warmups: Mapping[str, int] = field(default_factory=dict)  # steps, by candidate
 
@@ -266,4 +266,4 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
     )
     limit = most if most < advice.rows else None
     setting = replace(setting, lineup=lineup, most_rows=limit, warmups=warmups)
-    return replace(setting, evaluating=evaluating, finishing=finishing + answering, answering=answering)
+    return replace(setting, evaluating=evaluating, finishing=finishing, answering=answering)

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hfstrat.evaluation.intervals import Z
+
 FACTOR = 3  # candidates of a level for each one of the next, which trains this many times as long
 SHARE = 0.5  # of the time left for one round
 COUNTS = (27, 18, 12, 9, 6, 4, 3, 2, 1)  # candidates of a round, the most that the time allows
@@ -27,7 +29,6 @@ LEAST_SHARE = 0.25  # of the training time so far that a continuation must have 
 AT_ONCE = 0.1  # of the time left, for a strategy that was expected to take seconds and has to be trained
 LEAST_SECONDS = 1.0  # of training in a rung
 HOPELESS = 3  # failed candidates at least after which a search without any result ends
-NORMAL_95 = 1.96  # standard errors in half of a 95 % interval
 SMALL = 4.0  # of the seconds of a job that do not train: with less time than this, one candidate is trained, and only once
 VARIETY = 9  # candidates of a round for each strategy with something to search
 
@@ -66,7 +67,7 @@ class Rung:
     def noise(self) -> float:
         """A standard error of the score over the rows that choose; 0 where it has no interval."""
         low, high = self.info.get("low"), self.info.get("high")
-        return 0.0 if low is None or high is None else max(0.0, float(high) - float(low)) / (2 * NORMAL_95)
+        return 0.0 if low is None or high is None else max(0.0, float(high) - float(low)) / (2 * Z)
 
 
 @dataclass(frozen=True)

@@ -106,14 +106,16 @@ class Search:
     def reserve(self, trials: list[Trial]) -> float:
         """Seconds for the final run: loading, evaluation, saving, verification in a new process, other data."""
         measured = [self.finishing(trial, trial.rungs[trial.best]) for trial in trials if trial.rungs]
-        return max(measured, default=FIRST_RESERVE + self.setting.finishing)  # any of them may win
+        return max(measured, default=FIRST_RESERVE + self.setting.finishing + self.setting.answering)  # any of them may win
 
     @property
     def completing(self) -> float:
         """Seconds that a candidate trained as the final run needs after training, before anything is measured."""
         ready = float(self.store.get("ready", 0.0)) or LOADING
         again = VERIFYING * ready if self.setting.others is not None else 0.0  # the result is loaded and measured on other rows
-        return RESERVE * (self.setting.evaluating + self.setting.finishing + VERIFYING * ready + again) + SAVING
+        setting = self.setting
+        measured = setting.evaluating + setting.finishing + setting.answering
+        return RESERVE * (measured + VERIFYING * ready + again) + SAVING
 
     def finishing(self, trial: Trial, rung: Rung) -> float:
         """Seconds of the final run of a trial: the control text, answers to show and other rows are not measured before."""
