@@ -36,11 +36,13 @@ WITHOUT = """
 import sys, tempfile
 from pathlib import Path
 from hfstrat.advisor import measured_runs
+from hfstrat.cli import advise
 group = sys.argv.pop(1)
 with tempfile.TemporaryDirectory() as folder:
     others = [run for run in measured_runs.read(measured_runs.FILE) if run.group != group]
     measured_runs.write(others, Path(folder) / "runs.csv")
     measured_runs.FILE = Path(folder) / "runs.csv"
+    advise.RUNS = folder  # no runs of ours
     from hfstrat.cli.main import main
     main()
 """

@@ -6,7 +6,7 @@ Each step is a function of a `Situation` and of the frozen result of the step be
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -74,6 +74,7 @@ class Situation:
 
     limit: bytes of memory of one device.
     time: seconds; None: no limit.
+    evaluations: of a run, of all held-out examples.
     quantizes: whether frozen weights can be quantized here.
     runs: the measured runs to learn from.
     """
@@ -89,6 +90,7 @@ class Situation:
     quantizes: bool = False
     measured: Measured | None = None
     runs: tuple[Run, ...] = field(default_factory=shipped)
+    evaluations: float = EVALUATIONS
 
     @property
     def known(self) -> Known:
@@ -296,20 +298,13 @@ def _settings(shape: Shape, words: str) -> dict[str, object]:
 def estimate(fitted: Fitted, situation: Situation) -> Timed:
     """Step 3: the time of a run, and how many epochs the time limit allows."""
     situation = situation.given_to(fitted.candidate)
-    candidate, data, limit = fitted.candidate, situation.data, situation.time
-    work, rate = work_of(candidate, data, fitted.shape.recompute, candidate.epochs), rate_for(fitted, situation)
-    rate = rate._replace(value=rate.value * situation.sharing.processes)
-    steps_per_epoch = data.rows / GLOBAL_BATCH
-
-    def takes(epochs: float) -> float:
-        found = speed.seconds(work, data.tokens, steps_per_epoch, epochs, situation.eval_tokens, EVALUATIONS, rate)
-        return found + reading_seconds(work, data, situation.eval_rows, epochs, EVALUATIONS, situation.has_measured_steps)
-
+    candidate, steps_per_epoch, limit = fitted.candidate, situation.data.rows / GLOBAL_BATCH, situation.time
+    work, rate, takes = costs(fitted, situation, candidate.epochs)
     timed = Timed(fitted, work, takes(candidate.epochs), candidate.epochs, band=rate.band)
-    if limit is None:
+    if limit is None or timed.seconds <= limit:
         return timed
-    if timed.seconds <= limit:
-        return timed
+    work, rate, takes = costs(fitted, situation, None)
+    timed = replace(timed, work=work, band=rate.band)
     per_epoch = takes(1.0) - takes(0.0)
     possible = (limit - takes(0.0)) / per_epoch if per_epoch else 0.0
     least = min(LEAST_STEPS[candidate.strategy.needs_weights], steps_per_epoch)
@@ -319,6 +314,24 @@ def estimate(fitted: Fitted, situation: Situation) -> Timed:
     takes_least = takes(epochs)
     words = f"ends {format.duration(takes_least - limit)} late"
     return replace(timed, seconds=takes_least, epochs=epochs, in_time=False, late=takes_least / limit, words=words)
+
+
+def costs(fitted: Fitted, situation: Situation, epochs: float | None) -> tuple[Work, Rate, Callable[[float], float]]:
+    """Operations, their rate, and the seconds of a run by its number of epochs.
+
+    Args:
+        epochs: for which the run is planned; None: it ends by the clock.
+    """
+    work = work_of(fitted.candidate, situation.data, fitted.shape.recompute, epochs)
+    data, rate = situation.data, rate_for(fitted, situation, work)
+    rate = rate._replace(value=rate.value * situation.sharing.processes)
+
+    def takes(epochs: float) -> float:
+        count, steps = situation.evaluations, data.rows / GLOBAL_BATCH
+        found = speed.seconds(work, data.tokens, steps, epochs, situation.eval_tokens, count, rate)
+        return found + reading_seconds(work, data, situation.eval_rows, epochs, count, situation.has_measured_steps)
+
+    return work, rate, takes
 
 
 def reading_seconds(
@@ -336,19 +349,26 @@ def reading_seconds(
     return data.reading * passes
 
 
-def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float) -> Work:
-    """Operations per token; a solved head takes no steps and is evaluated on cached features."""
-    length = data.mean_length / data.sequences
-    work = speed.work(candidate.model, candidate.description, length, data.supervised_share, recompute, epochs)
+def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float | None) -> Work:
+    """Operations per token; a solved head takes no steps and is evaluated on cached features.
+
+    Args:
+        epochs: None: the run ends by the clock, so that hidden states are not cached (`strategies.frozen.precompute`).
+    """
+    length, description = data.mean_length / data.sequences, candidate.description
+    is_solved = description.body_once and data.outputs
+    if epochs is None and not is_solved:
+        description = description._replace(body_once=False, keeps_prefix=False)
+    work = speed.work(candidate.model, description, length, data.supervised_share, recompute, epochs or 1.0)
     if data.generation is not None and data.generation.is_rewarded:
         read = work.evaluation if data.generation.has_reference else 0.0
         return work._replace(training=work.training + read, evaluation=0.0)  # no loss of given answers is computed
     if data.generation is not None:
         return work._replace(training=work.training + work.once, once=0.0)  # the teacher reads new answers in each step
-    return work._replace(training=0.0, evaluation=0.0) if candidate.description.body_once and data.outputs else work
+    return work._replace(training=0.0, evaluation=0.0) if is_solved else work
 
 
-def rate_for(fitted: Fitted, situation: Situation) -> Rate:
+def rate_for(fitted: Fitted, situation: Situation, work: Work) -> Rate:
     """The rate and the fixed cost measured with this strategy, with others (their medians), or those of the machine."""
     candidate, measured = fitted.candidate, situation.measured
     rates = measured.rates if measured else {}
@@ -361,7 +381,6 @@ def rate_for(fitted: Fitted, situation: Situation) -> Rate:
         return Rate(middle, "steps of other strategies measured here", time_band("others"), fixed=fixed)
     passes = fitted.shape.passes * situation.sharing.processes  # which share the cores
     data = situation.given_to(candidate).data
-    work = work_of(candidate, data, fitted.shape.recompute, candidate.epochs)
     return speed.on_cpu(situation.rate, candidate.model, candidate.description, work, data.supervised_share, passes)
 
 

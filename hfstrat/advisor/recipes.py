@@ -226,13 +226,15 @@ def estimate(recipe: Recipe, fitted: Fitted, situation: Situation) -> Timed:
     training, candidate, survey = recipe.training, fitted.candidate, situation.data
     is_cpu, batch = situation.device.is_cpu, training.global_batch_size
     answers, prompt = survey.generation, survey.prompt_length
-    rate = generation.with_answers(decide.rate_for(fitted, situation), candidate.model, answers, prompt, batch, is_cpu)
     epochs = training.num_train_epochs or (training.max_steps or 0) * training.global_batch_size / survey.rows
-    work = decide.work_of(candidate, survey, fitted.shape.recompute, epochs or 1)
-    total = speed.seconds(work, survey.tokens, survey.rows / batch, epochs, situation.eval_tokens, decide.EVALUATIONS, rate)
-    total += decide.reading_seconds(work, survey, situation.eval_rows, epochs, decide.EVALUATIONS, situation.has_measured_steps)
+    work = decide.work_of(candidate, survey, fitted.shape.recompute, epochs or None)
+    rate = decide.rate_for(fitted, situation, work)
+    rate = generation.with_answers(rate, candidate.model, answers, prompt, batch, is_cpu)
     answering = generation.evaluation_seconds(situation.eval_rows, candidate.model, answers, prompt, rate, is_cpu)
-    total += decide.EVALUATIONS * answering
+    count, rows = situation.evaluations, situation.eval_rows
+    total = speed.seconds(work, survey.tokens, survey.rows / batch, epochs, situation.eval_tokens, count, rate)
+    total += decide.reading_seconds(work, survey, rows, epochs, count, situation.has_measured_steps)
+    total += count * answering
     limit = seconds(training.max_time) if training.max_time else None
     timed = Timed(fitted, work, total - AFTER_TRAINING, epochs, band=rate.band)
     if limit is not None and work.training:

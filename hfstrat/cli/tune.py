@@ -26,6 +26,10 @@ from hfstrat.tuning.options import Advice, Advise, Options
 from hfstrat.tuning.runner import Runner
 from hfstrat.tuning.tune import OPTIONS
 
+TRAINING_SHARE = 0.9  # of the time, less the start, in which a candidate trains: evaluations take the rest
+# seconds in which the base reads some of the texts, its loading included, and the time of which they are a small enough share
+BASE_SECONDS, BASE_FROM = 14.0, 120.0
+
 
 def adviser(options: Options) -> Advise:
     """What orders the candidates of a search: the advisor, which measures first if there is time for it."""
@@ -41,9 +45,9 @@ def adviser(options: Options) -> Advise:
         }
         ranks = {label: float(predicted.get(label, {}).get("rank", len(loaded))) for label in loaded}
         lines: list[str] = []
-        if seconds > 0 and options.model is not None:
-            measured, lines = measured_ranks(options, list(loaded), seconds)
-            ranks |= measured
+        if options.model is not None:
+            found_ranks, lines = ranks_at_the_end(options, loaded, seconds)
+            ranks |= found_ranks
         order = sorted((label for label in loaded if label not in excluded), key=lambda label: ranks[label])
         found = {label: times(one, rate) for label, one in loaded.items()}
         by_name = {name: {label: getattr(each, name) for label, each in found.items()} for name in Times._fields}
@@ -53,19 +57,37 @@ def adviser(options: Options) -> Advise:
     return advise_for
 
 
-def measured_ranks(options: Options, names: list[str], seconds: float) -> tuple[dict[str, float], list[str]]:
-    """The places of strategies after measuring the probe and real steps, and lines about what was measured."""
+def ranks_at_the_end(options: Options, loaded: Mapping[str, Loaded], seconds: float) -> tuple[dict[str, float], list[str]]:
+    """The places of strategies by their expected quality when the time is over, and lines about what was measured.
+
+    Args:
+        seconds: for measuring the probe and real steps; 0: at most how well the base predicts the texts, which a comparison
+            with new weights depends on.
+    """
+    own = tuple(each for each in options.overrides if each.startswith(advise.SECTIONS))
+    request = advise.Request(model=options.model, data=options.data, task=options.task, overrides=own)
+    lines, timed = list[str](), list(loaded)
+    if not seconds and options.time >= BASE_FROM and has_new_weights(loaded):
+        seconds, timed = BASE_SECONDS, []
     try:
-        own = tuple(each for each in options.overrides if each.startswith(advise.SECTIONS))
-        request = advise.Request(model=options.model, data=options.data, task=options.task, overrides=own)
-        situation = advise.situation_of(replace(request, time=f"{options.time:.0f}s"))
-        if measure.obstacle(situation) is not None:
-            return {}, []
-        found = measure.measure(situation, names, seconds)
-        ranked = decide.decide(replace(situation, measured=found), names).ranked
-    except UserError as error:  # known runs still have an order
-        return {}, [f"nothing was measured before the search: {error}"]
-    return {scored.name: float(place) for place, scored in enumerate(ranked)}, found.lines
+        situation = advise.situation_of(replace(request, time=f"{TRAINING_SHARE * options.time:.0f}s"))
+        situation = replace(situation, evaluations=0.0)
+        if seconds and measure.obstacle(situation) is None:
+            try:
+                situation = replace(situation, measured=(found := measure.measure(situation, timed, seconds)))
+                lines = found.lines
+            except UserError as error:  # known runs still have an order
+                lines = [f"nothing was measured before the search: {error}"]
+        ranked = decide.decide(situation, list(loaded)).ranked
+    except UserError:  # what is wrong with the data or the model, the candidates themselves say
+        return {}, lines
+    return {scored.name: float(place) for place, scored in enumerate(ranked)}, lines
+
+
+def has_new_weights(loaded: Mapping[str, Loaded]) -> bool:
+    """Whether some candidates generate with new weights, and others with those of the base."""
+    generating = [one.recipe.strategy for one in loaded.values() if TASKS[one.recipe.task].text.generates]
+    return len({strategy.needs_weights for strategy in generating}) > 1
 
 
 class Times(NamedTuple):
@@ -89,7 +111,7 @@ def times(loaded: Loaded, rate: Rate) -> Times:
         candidate, survey = recipes.candidate_of(loaded.recipe)
     except UserError:
         return Times()
-    work = decide.work_of(candidate, survey, False, 1.0)
+    work = decide.work_of(candidate, survey, False, None)
     held_out = loaded.recipe.data.eval_size
     rows = min(1000.0, held_out if held_out >= 1 else held_out * survey.rows)
     steps = max(1.0, survey.rows / loaded.recipe.training.global_batch_size)
