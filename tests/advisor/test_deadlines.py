@@ -1,4 +1,4 @@
-"""What a deadline changes: nothing is cached for an unknown number of epochs, and a search orders its candidates by their end."""
+"""What a deadline changes: nothing is cached for an unknown number of epochs; a search orders its candidates by their end."""
 
 from __future__ import annotations
 
