@@ -8,7 +8,7 @@ filling it, and a block stays in the cache. Pure PyTorch, on any device: see `lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +43,27 @@ class Head(NamedTuple):
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Head:
         """The head with changed weight and bias: copied, moved, or reduced to some tokens."""
         return self._replace(weight=change(self.weight), bias=None if self.bias is None else change(self.bias))
+
+
+def multiply_once(model: Any) -> AbstractContextManager[Any]:
+    """Let a language model multiply the positions that it generates from with its head in one product.
+
+    torch multiplies positions `[rows, 1, H]` that are a slice of a longer tensor with a frozen weight as one product per row,
+    for which a CPU first copies the weight `[V, H]` for each row. With strides of their own they are one product.
+
+    Returns:
+        A handle; the model is as before when it is left as a context manager, or after its `remove()`.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(head, torch.nn.Module):
+        return nullcontext()
+    handle: AbstractContextManager[Any] = head.register_forward_pre_hook(_dense)
+    return handle
+
+
+def _dense(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The same tensors; also dimensions of size 1 have the strides of a new tensor."""
+    return tuple(each.contiguous().reshape(-1, each.shape[-1]).view(each.shape) for each in given)
 
 
 Kernel = Callable[[torch.Tensor, Head, torch.Tensor], torch.Tensor]

@@ -62,6 +62,8 @@ def _generated(model: Any, prompts: list[list[int]], pad: int, **options: Any) -
     """The generated ids of one batch, `[prompts, tokens]`, and the logits of each step if `output_logits` is set."""
     import torch
 
+    from hfstrat.models.chunked_loss import multiply_once
+
     device, width = next(model.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(each)) + each for each in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
@@ -69,7 +71,7 @@ def _generated(model: Any, prompts: list[list[int]], pad: int, **options: Any) -
         options |= {name: _as_weights(value, model) for name, value in further(prompts, width).items()}
     if hasattr(model.config.get_text_config(), "output_router_logits"):
         options["output_router_logits"] = False  # only training needs them; their loss fails on one token after a cache
-    with torch.no_grad():
+    with torch.no_grad(), multiply_once(model):
         out = model.generate(
             input_ids=ids, attention_mask=mask, use_cache=True, synced_gpus=False, return_dict_in_generate=True, **options
         )

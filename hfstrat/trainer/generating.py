@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import Trainer
 
+from hfstrat.models.chunked_loss import multiply_once
 from hfstrat.trainer.trainer import StrategyTrainer
 
 
@@ -18,6 +19,10 @@ class GeneratingTrainer(StrategyTrainer):
     data_collator: Any
     collate: Any
     counts_tokens = True
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        multiply_once(self.model)
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}

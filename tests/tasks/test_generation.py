@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import sentences
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfstrat.data.render import Renderer
@@ -44,6 +46,29 @@ def test_answers_do_not_depend_on_their_batch(models: Callable[..., Path], famil
     drawn = [generate(subject, ids, runner(tokens), 8, temperature=1.5, seed=7) for tokens in (1, 100, 10_000)]
     assert drawn[0] == drawn[1] == drawn[2] != expected
     assert generate(subject, ids, runner(100), 8, temperature=1.5, seed=8) != drawn[0]
+
+
+def test_a_frozen_head_is_one_product(tiny: Path) -> None:
+    """torch would copy the weight of a frozen head for each prompt of a batch; generating leaves nothing in the model."""
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval().requires_grad_(False)
+    vocabulary, products = model.config.vocab_size, list[tuple[int, ...]]()
+
+    class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if op in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default) and args[1].shape[-1] == vocabulary:
+                products.append(tuple(args[1].shape))
+            return op(*args, **(kwargs or {}))
+
+    seen: Callable[[], TorchDispatchMode] = Products
+    prompts = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+    with seen():
+        generation.continued(model, prompts, None, 3)
+    assert products
+    assert set(products) == {(model.config.hidden_size, vocabulary)}
+    products.clear()
+    with seen(), torch.no_grad():
+        model(input_ids=torch.tensor([[5, 6], [7, 8]]), logits_to_keep=1)
+    assert products == [(2, model.config.hidden_size, vocabulary)]  # as torch does it, and as the model does it again
 
 
 def test_drawn_tokens_come_as_often_as_the_softmax_says(tiny: Path) -> None:
