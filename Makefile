@@ -170,6 +170,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.preference_accuracy
 	$(BIN)/python -m benchmarks.vision_language
 	$(BIN)/python -m benchmarks.picture_questions
+	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.reinforce
 	$(BIN)/python -m benchmarks.tune_deadline
 	$(BIN)/python -m benchmarks.tune_deadline --table
