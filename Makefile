@@ -174,6 +174,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.reinforce
 	$(BIN)/python -m benchmarks.tune_deadline
 	$(BIN)/python -m benchmarks.tune_deadline --table
+	$(BIN)/python -m benchmarks.tune_ways
 	$(BIN)/python -m benchmarks.short_rows
 	$(BIN)/python -m benchmarks.scratch_recipes
 	$(BIN)/python -m benchmarks.rates

@@ -43,26 +43,35 @@ with tempfile.TemporaryDirectory() as folder:
     measured_runs.write(others, Path(folder) / "runs.csv")
     measured_runs.FILE = Path(folder) / "runs.csv"
     advise.RUNS = folder  # no runs of ours
+    from benchmarks.tune_ways import follow
+    follow(sys.argv.pop(1))
     from hfstrat.cli.main import main
     main()
 """
+TUNE = "tune"  # the way in which `hfstrat tune` searches; benchmarks.tune_ways has others
 STRATEGIES = ("head", "partial", "lora", "full", "distill", "scratch")
 
 
-def run(name: str, core: int) -> None:
-    """Search, and store what came out."""
+def place_of(name: str, way: str) -> Path:
+    """The folder of a search; the file beside it has what came out."""
+    return STORED / name / ("deadline" if way == TUNE else f"deadline-{way}")
+
+
+def run(name: str, core: int, way: str = TUNE) -> None:
+    """Search in some way, and store what came out."""
     from hfstrat.advisor import speed
     from hfstrat.data import cache
 
     case, folder = CASES[name], STORED / name
-    file, tuned, data = folder / "deadline.json", folder / "deadline", folder / "eval.jsonl"
+    tuned, data = place_of(name, way), folder / "eval.jsonl"
+    file = tuned.with_suffix(".json")
     if file.is_file():
         return
     write_rows(case, folder)
     known = compared()[name]
     deadline = case.budget + speed.START_SECONDS
     named = ",".join(each for each in STRATEGIES if each in known["measured"])
-    words = [sys.executable, "-c", WITHOUT, SETS.get(case.data, case.data), "tune"]
+    words = [sys.executable, "-c", WITHOUT, SETS.get(case.data, case.data), way, "tune"]
     words += [f"--model={model_folder(case.model)}", f"--data={folder / 'train.jsonl'}"]
     words += [f"--strategies={named}", OVERRIDES[0], f"--time={deadline:.0f}s", f"--eval-data={data}", f"--output-dir={tuned}"]
     with tempfile.TemporaryDirectory() as fresh:  # nothing but the speed of the machine is known from earlier runs
@@ -101,9 +110,9 @@ def compared() -> dict[str, Any]:
     return committed()
 
 
-def outcome(name: str) -> dict[str, Any] | None:
+def outcome(name: str, way: str = TUNE) -> dict[str, Any] | None:
     """The regret of a case; None where it has not run."""
-    file = STORED / name / "deadline.json"
+    file = place_of(name, way).with_suffix(".json")
     if not file.is_file():
         return None
     found, known = json.loads(file.read_text()), compared()[name]
