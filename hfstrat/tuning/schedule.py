@@ -110,11 +110,13 @@ class Bracket:
     """A round of successive halving: candidates on its first level, and the seconds that each trains there.
 
     is_direct: the one candidate that the time allows is trained as the final run, which loads and evaluates only once.
+    widens: its candidate is another strategy with its default settings, beside those of the first round.
     """
 
     count: int
     seconds: float
     is_direct: bool = False
+    widens: bool = False
 
     def sizes(self) -> list[int]:
         """Candidates by level; the last one left is continued by `_continue`, not here."""
@@ -186,9 +188,11 @@ def decide(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[B
     if not candidates.others:
         return _after(trials, Next("stop"))
     for number, bracket in enumerate(brackets, 1):
-        action = _level(candidates, [trial for trial in trials if trial.bracket == number], bracket, number, left)
+        action = _level(candidates, trials, bracket, number, left)
         if action is not None:
             return action
+    if (wider := _wider(candidates, trials, brackets, left)) is not None:
+        return Next("open", len(brackets) + 1, opened=wider)
     return _continue(candidates, trials, brackets, left)
 
 
@@ -212,10 +216,10 @@ def fixed_seconds(candidates: Candidates, trials: Sequence[Trial], label: str | 
     return statistics.median(found) if found else candidates.fixed
 
 
-def _level(candidates: Candidates, members: list[Trial], bracket: Bracket, number: int, left: float) -> Next | None:
+def _level(candidates: Candidates, trials: Sequence[Trial], bracket: Bracket, number: int, left: float) -> Next | None:
     """The next action within a round; None if it is over."""
     waits = False
-    alive = members
+    alive = members = [trial for trial in trials if trial.bracket == number]
     for level, size in enumerate(bracket.sizes()):
         if level > 0:
             measured = [trial for trial in alive if len(trial.rungs) >= level and trial.is_open]
@@ -231,18 +235,31 @@ def _level(candidates: Candidates, members: list[Trial], bracket: Bracket, numbe
                 return Next("train", number, trial=trial.number, rung=level, seconds=seconds)
         if level == 0 and len(members) < size:
             if left - fixed_seconds(candidates, members) >= max(LEAST_SECONDS, bracket.seconds / 2):
-                return Next(
-                    "new", number, label=candidates.others[len(members)] if _is_default(candidates, members, number) else None
-                )
+                is_default = number == 1 or bracket.widens
+                return Next("new", number, label=next(iter(untried(candidates, trials)), None) if is_default else None)
             return None
         if waits:
             return Next("wait")
     return None
 
 
-def _is_default(candidates: Candidates, members: list[Trial], number: int) -> bool:
-    """Whether the next trial is a strategy with its default settings: each is first tried as the advisor proposes it."""
-    return number == 1 and len(members) < len(candidates.others)
+def untried(candidates: Candidates, trials: Sequence[Trial]) -> list[str]:
+    """The strategies that were not trained yet: each is first tried with its default settings, as the advisor orders them."""
+    tried = {trial.label for trial in trials}
+    return [label for label in candidates.others if label not in tried]
+
+
+def _wider(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[Bracket], left: float) -> Bracket | None:
+    """One more strategy, trained as long as those of the first round; None if there is none, or half of the time is not enough.
+
+    How many strategies the first round has was decided before it was known what a job costs besides training.
+    """
+    if not brackets or brackets[0].is_direct or not all(bracket.widens for bracket in brackets[1:]):
+        return None
+    if not untried(candidates, trials) or not any(trial.rungs for trial in trials if trial.bracket):
+        return None
+    seconds = brackets[0].seconds
+    return Bracket(1, seconds, widens=True) if seconds + fixed_seconds(candidates, trials) <= SHARE * left else None
 
 
 def _continue(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[Bracket], left: float) -> Next:

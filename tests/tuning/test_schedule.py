@@ -339,6 +339,37 @@ def test_a_candidate_that_is_solved_is_not_ended_by_a_clock() -> None:
     assert not bracket.is_direct
 
 
+def test_more_strategies_are_tried_where_they_cost_less_than_assumed() -> None:
+    """The first round has as many as the assumed costs allow; before one is continued, others get as much time as it."""
+    candidates = Candidates((), ("a", "b", "c"), fixed=8.0)
+    first = schedule.plan(candidates, [], 50.0, [])
+    assert first is not None
+    assert first.count == 1
+    seconds = first.seconds
+
+    def trial(number: int, label: str, bracket: int, fixed: float, *scores: float) -> Trial:
+        rungs = tuple(Rung(score, 0.5, 10, 2, fixed + seconds, seconds, 0.0) for score in scores)
+        return Trial(number, label, bracket, rungs)
+
+    trials, brackets = [trial(0, "a", 1, 1.0, 0.5)], [first]
+    left = 4 * (seconds + 1.0)
+    wider = schedule.decide(candidates, trials, brackets, left)
+    assert wider.do == "open"
+    assert wider.opened == Bracket(1, seconds, widens=True)
+    brackets.append(wider.opened)
+    assert schedule.decide(candidates, trials, brackets, left).label == "b"
+    trials.append(trial(1, "b", 2, 1.0))
+    trains = schedule.decide(candidates, trials, brackets, left)
+    assert (trains.do, trains.trial, trains.seconds) == ("train", 1, seconds)
+    trials[1] = trial(1, "b", 2, 1.0, 0.7)
+    left -= seconds + 1.0
+    assert schedule.decide(candidates, trials, brackets, left).do == "open"  # the third one
+    continues = schedule.decide(candidates, trials, brackets, 1.9 * (seconds + 1.0))
+    assert (continues.do, continues.trial, continues.rung) == ("train", 1, 1)
+    expensive = schedule.decide(candidates, [trial(0, "a", 1, 20.0, 0.5)], [first], left)
+    assert (expensive.do, expensive.trial) == ("train", 0)
+
+
 def test_the_winner_is_not_continued_once_it_gets_worse() -> None:
     def trial(number: int, scores: list[float], half: float = 0.0) -> Trial:
         about = [{"low": score - half, "high": score + half} if half else {} for score in scores]
