@@ -159,6 +159,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.quantization
 	$(BIN)/python -m benchmarks.kd_epoch
 	$(BIN)/python -m benchmarks.distill
+	$(BIN)/python -m benchmarks.distill_images
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.head_epochs
 	$(BIN)/python -m benchmarks.boundary_cache
