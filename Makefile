@@ -111,12 +111,12 @@ $(ZERO)/.installed: constraints.txt | $(VENV)/.installed
 
 # trackers, ONNX, and the lines of `hfstrat use` for transformers serve
 test-extras: extras
-	$(BIN)/python -m pytest tests/trainer/test_trackers.py tests/publish/test_export.py tests/cli/test_use.py -k "on_this_machine or onnx or serve" -rs
+	$(BIN)/python -m pytest tests/trainer/test_trackers.py tests/publish/test_export.py tests/cli/test_use.py tests/models/test_float8.py -k "on_this_machine or onnx or serve or float8" -rs
 
 extras: $(VENV)/.extras
 
 $(VENV)/.extras: pyproject.toml constraints.txt | $(VENV)/.installed
-	$(PIP) --editable '.[trackers,serving,onnx]' wandb mlflow-skinny
+	$(PIP) --editable '.[trackers,serving,onnx,float8]' wandb mlflow-skinny
 	touch $@
 
 # the pages as Chromium shows them

@@ -43,7 +43,7 @@ CELLS = (  # by what they tell
     ("3B", "full", "full"),
     ("8B", "full", "short"),
 )
-CONTENDERS = ("hfstrat", "trl", "trl-liger")
+CONTENDERS = ("hfstrat", "trl", "trl-liger", "hfstrat-float8")
 REFERENCE = ("1B", "lora", "short", "float32")
 STEPS = {"1B": 16, "3B": 10, "8B": 8, "tiny": 6}
 ROUNDS = 3
@@ -69,14 +69,17 @@ class Results:
             (RESULTS / "gpu.json").write_text(json.dumps(self.found, indent=1) + "\n")
 
 
-def installed(contender: str) -> bool:
-    return contender != "trl-liger" or importlib.util.find_spec("liger_kernel") is not None
+def runs(strategy: str, contender: str) -> bool:
+    """Whether a contender has the packages that it needs, and trains with the strategy."""
+    needed = {"trl-liger": "liger_kernel", "hfstrat-float8": "torchao"}.get(contender)
+    has_it = needed is None or importlib.util.find_spec(needed) is not None
+    return has_it and (contender != "hfstrat-float8" or strategy == "full")
 
 
 def cases(dry: bool) -> list[Case]:
     """Everything to run once, the most telling first."""
     cells = [("tiny", "lora", "short"), ("tiny", "full", "full")] if dry else CELLS
-    found = [(*cell, contender) for cell in cells for contender in CONTENDERS if installed(contender)]
+    found = [(*cell, contender) for cell in cells for contender in CONTENDERS if runs(cell[1], contender)]
     return [*found, ("tiny", "lora", "short", "float32") if dry else REFERENCE]
 
 
@@ -245,7 +248,7 @@ def chart(found: dict[str, Any]) -> str:
     best: dict[tuple[str, str, str], float] = {}
     for row in rows:
         best[cell_of(row)] = max(best.get(cell_of(row), 0.0), row["tokens_per_second"])
-    colors, parts = dict(zip(CONTENDERS, ("#2463a8", "#b5651d", "#6b6b6b"), strict=True)), []
+    colors, parts = dict(zip(CONTENDERS, ("#2463a8", "#b5651d", "#6b6b6b", "#7fb069"), strict=True)), []
     for place, row in enumerate(rows):
         top, wide = 30 + 18 * place, 300 * row["tokens_per_second"] / best[cell_of(row)]
         name = " ".join((*cell_of(row), row["contender"]))

@@ -216,6 +216,11 @@ class Training(Section):
     torch_compile: bool = Field(
         False, description="Compile the model's blocks: minutes for each new sequence length, faster steps afterwards"
     )
+    float8: bool = Field(
+        False,
+        description="Compute the products of trained linear layers in float8 during training steps, on a GPU that can (Ada, "
+        "Hopper); needs torchao, and torch_compile to be faster. For strategies without an adapter",
+    )
     logging_steps: int = Field(5, ge=1, description="Steps between two logged losses")
     eval_steps: int | float = Field(0.25, gt=0, description="Steps between two evaluations; below 1 a share of the run")
     save_steps: int | float | None = Field(

@@ -81,6 +81,7 @@ def check(loaded: Loaded, overwrite: bool = False, network: bool = True, wrappin
         streaming.check(recipe)
         _check_data(recipe, network)
         _check_training(recipe)
+        check_float8(recipe, wrapping or distributed.wrapping())
         check_measurements(recipe.evaluation)
         strategy.check(recipe, wrapping or distributed.wrapping(), network)
         description = strategies.describe(recipe)
@@ -169,6 +170,26 @@ def _check_training(recipe: Recipe) -> None:
     if training.resume_from_checkpoint not in ("auto", "never"):
         with about("training.resume_from_checkpoint"):
             checkpoints.find_resume(Path(recipe.output_dir), training.resume_from_checkpoint, recipe.model_dump())
+
+
+def check_float8(recipe: Recipe, wrapping: str) -> None:
+    if not recipe.training.float8:
+        return
+    key = "training.float8: true"
+    if not float8_is_installed():
+        raise UserError(f"{key} needs torchao: pip install torchao, or remove it")
+    if hasattr(recipe.strategy, "target_modules"):
+        raise UserError(
+            f"{key}: with an adapter the linear layers are frozen; quantize them (model.quantization), or remove it"
+        )
+    if wrapping in (distributed.FSDP, distributed.DEEPSPEED):
+        raise UserError(f"{key}: sharded weights are not computed in float8 in this version; use --accelerate-config ddp")
+    if recipe.objective.generates:
+        raise UserError(f"{key}: objective {recipe.objective.name} generates within its steps; remove one of the two")
+
+
+def float8_is_installed() -> bool:
+    return importlib.util.find_spec("torchao") is not None
 
 
 def _check_optimizer(name: str) -> None:

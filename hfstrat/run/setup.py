@@ -17,7 +17,7 @@ from hfstrat import strategies
 from hfstrat.data.prepare import PreparedData as Data
 from hfstrat.errors import UserError
 from hfstrat.evaluation.simple_models import SimpleModel
-from hfstrat.models import batch_norm, blocks, load
+from hfstrat.models import batch_norm, blocks, float8, load
 from hfstrat.models.load import Base
 from hfstrat.models.loss_kernels import choose_for, kernel_name
 from hfstrat.objectives import Objective, objective_of, task_of
@@ -144,6 +144,9 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
         trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress, checkpoint)
         trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
+        if recipe.training.float8:
+            trainer.products = products = float8.layers_of(built.model, args.device)
+            screen.print(f"{'float8':<9} training steps compute {plural(len(products.places), 'linear layer')} in 8 bits")
         if data.stream is not None:
             trainer.add_callback(StreamPosition(batches.rows, trainer.marker_state))
         outline, rows = sharded.outline(built.model), prepared.data

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ class StrategyTrainer(Resumable, Trainer):
         self.details: dict[str, Any] | None = None
         self.sums: Sums | None = None
         self.at_first: Callable[[Sums], None] | None = None
+        self.products: AbstractContextManager[Any] = nullcontext()  # how the products of a training step are computed
         kwargs.setdefault("compute_loss_func", metrics.loss)
         kwargs.setdefault("compute_metrics", self._measure)
         super().__init__(**kwargs)
@@ -133,6 +135,10 @@ class StrategyTrainer(Resumable, Trainer):
     def _load_callback_state(self) -> None:
         super()._load_callback_state()
         self.clock = next((cb for cb in self.callback_handler.callbacks if isinstance(cb, Clock)), None)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.products:
+            return super().training_step(*args, **kwargs)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

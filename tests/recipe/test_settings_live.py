@@ -596,6 +596,7 @@ GRPO_KEYS: dict[str, Any] = {  # and beta and loss_type, which other objectives 
     "vllm_mode": "server",
 }
 APART = {  # keys that are probed by a test of their own, below
+    "training.float8": "test_float8_needs_a_gpu_that_has_it",
     "strategy.head.untie": "test_a_tied_head_can_be_untied",
     "strategy.student": "test_a_student_is_the_strategy_that_it_learns_by",
     "strategy.distill.baseline": "test_when_the_run_without_a_teacher_is_made",
@@ -950,6 +951,12 @@ def test_a_tied_head_can_be_untied(set_up: Callable[..., Seen], models: Any) -> 
     assert set_up([tied, "strategy={name: head, untie: true}"]).learning() == {"lm_head.weight"}
     with pytest.raises(UserError, match=r"strategy\.untie"):
         set_up([tied, "strategy={name: head, untie: false}"])
+
+
+def test_float8_needs_a_gpu_that_has_it(set_up: Callable[..., Seen]) -> None:
+    """Another value of `training.float8`; what it changes is in tests/models/test_float8.py."""
+    with pytest.raises(UserError, match=r"training\.float8: true needs a GPU"):
+        set_up(["strategy=full", "training.float8=true"])
 
 
 def test_overflow_can_split(set_up: Callable[..., Seen], paths: Callable[[str], str]) -> None:

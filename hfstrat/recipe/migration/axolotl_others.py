@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfstrat.recipe.migration import trl, trl_grpo
-from hfstrat.recipe.migration.rules import UNSET, Gone, Off, Rule, Rules, as_list, gone, keys, useless
+from hfstrat.recipe.migration.rules import UNSET, Gone, Off, Rule, Rules, as_list, gone, keys, same, useless
 
 FROM_CONFIG = "the class comes from the model's config"
 KERNELS = "the loss is computed in chunks, and no other kernels are replaced"
@@ -79,7 +79,9 @@ OTHERS: Rules = {
     ),
     **keys("trl.replay_recompute_logps trl.reroll_max_groups", useless(ELSEWHERE)),
     **keys("xformers_attention s2_attention sage_attention flash_optimum", gone(ATTENTION)),
-    **keys("fp8 fp8_config fp8_enable_fsdp_float8_all_gather qat quantization", gone("training in 8 or 4 bits is not offered")),
+    "fp8": same("training.float8"),
+    **keys("fp8_config fp8_enable_fsdp_float8_all_gather", gone("training.float8 has a scale per tensor, unsharded")),
+    **keys("qat quantization", gone("training for a result in few bits is not offered")),
     **keys("gptq gptq_bits bnb_config_kwargs peft loftq_config", gone("model.quantization: int8, nf4 or fp4")),
     **keys(
         "model_quantization_config model_quantization_config_kwargs",
