@@ -29,6 +29,7 @@ from hfstrat.tuning.tune import OPTIONS
 TRAINING_SHARE = 0.9  # of the time, less the start, in which a candidate trains: evaluations take the rest
 # seconds in which the base reads some of the texts, its loading included, and the time of which they are a small enough share
 BASE_SECONDS, BASE_FROM = 14.0, 120.0
+UNLIKELY = 0.1  # probability of being the best, below which a search that cannot try all leaves a candidate out
 
 
 def adviser(options: Options) -> Advise:
@@ -44,21 +45,24 @@ def adviser(options: Options) -> Advise:
             if found.get("memory_bytes", 0.0) > limit * HEADROOM
         }
         ranks = {label: float(predicted.get(label, {}).get("rank", len(loaded))) for label in loaded}
-        lines: list[str] = []
+        lines, scored = list[str](), tuple[decide.Scored, ...]()
         if options.model is not None:
-            found_ranks, lines = ranks_at_the_end(options, loaded, seconds)
-            ranks |= found_ranks
+            scored, lines = scored_at_the_end(options, loaded, seconds)
+            ranks |= {each.name: float(place) for place, each in enumerate(scored)}
         order = sorted((label for label in loaded if label not in excluded), key=lambda label: ranks[label])
         found = {label: times(one, rate) for label, one in loaded.items()}
         by_name = {name: {label: getattr(each, name) for label, each in found.items()} for name in Times._fields}
         rows = round(max(by_name.pop("rows").values(), default=0.0))
-        return Advice(order, excluded=excluded, lines=lines, rows=rows, **by_name)  # type: ignore[arg-type]
+        unlikely = tuple(each.name for each in scored if each.expected.best is not None and each.expected.best < UNLIKELY)
+        return Advice(order, excluded=excluded, lines=lines, rows=rows, unlikely=unlikely, **by_name)  # type: ignore[arg-type]
 
     return advise_for
 
 
-def ranks_at_the_end(options: Options, loaded: Mapping[str, Loaded], seconds: float) -> tuple[dict[str, float], list[str]]:
-    """The places of strategies by their expected quality when the time is over, and lines about what was measured.
+def scored_at_the_end(
+    options: Options, loaded: Mapping[str, Loaded], seconds: float
+) -> tuple[tuple[decide.Scored, ...], list[str]]:
+    """Strategies by their expected quality when the time is over, best first, and lines about what was measured.
 
     Args:
         seconds: for measuring the probe and real steps; 0: at most how well the base predicts the texts, which a comparison
@@ -78,10 +82,9 @@ def ranks_at_the_end(options: Options, loaded: Mapping[str, Loaded], seconds: fl
                 lines = found.lines
             except UserError as error:  # known runs still have an order
                 lines = [f"nothing was measured before the search: {error}"]
-        ranked = decide.decide(situation, list(loaded)).ranked
+        return decide.decide(situation, list(loaded)).ranked, lines
     except UserError:  # what is wrong with the data or the model, the candidates themselves say
-        return {}, lines
-    return {scored.name: float(place) for place, scored in enumerate(ranked)}, lines
+        return (), lines
 
 
 def has_new_weights(loaded: Mapping[str, Loaded]) -> bool:

@@ -78,6 +78,7 @@ class Advice:
     evaluation: by candidate, seconds of one evaluation on all held-out rows. rows: their number.
     step: by candidate, seconds of an optimizer step.
     samples: by candidate, seconds of the answers that the final run shows.
+    unlikely: candidates that are hardly the best.
     """
 
     order: list[str]
@@ -88,6 +89,7 @@ class Advice:
     rows: int = 0
     step: dict[str, float] = field(default_factory=dict)
     samples: dict[str, float] = field(default_factory=dict)
+    unlikely: tuple[str, ...] = ()
 
     def rows_within(self, time: float, labels: Sequence[str]) -> int:
         """How many held-out rows each of some candidates evaluates within a small share of the time."""
@@ -140,6 +142,7 @@ class Setting:
     finishing: float = 0.0  # predicted seconds of the other rows that the final run measures
     answering: float = 0.0  # predicted seconds of the answers that the final run shows
     warmups: Mapping[str, int] = field(default_factory=dict)  # steps, by candidate
+    unlikely: tuple[str, ...] = ()  # candidates that are left out where the time does not allow all
 
     @property
     def entries(self) -> list[Entry]:
@@ -265,5 +268,5 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
         for rows in (most, CONTROL_ROWS + others)
     )
     limit = most if most < advice.rows else None
-    setting = replace(setting, lineup=lineup, most_rows=limit, warmups=warmups)
+    setting = replace(setting, lineup=lineup, most_rows=limit, warmups=warmups, unlikely=advice.unlikely)
     return replace(setting, evaluating=evaluating, finishing=finishing, answering=answering)

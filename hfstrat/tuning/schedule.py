@@ -132,13 +132,21 @@ class Bracket:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What there is to choose from: strategies in the order of the advisor, those that take seconds apart from the others."""
+    """What there is to choose from: strategies in the order of the advisor, those that take seconds apart from the others.
+
+    unlikely: those that the advisor hardly expects to be the best; a search without time for all of them tries none of these.
+    """
 
     at_once: tuple[str, ...]
     others: tuple[str, ...]
     can_vary: bool = True  # whether anything is searched besides the strategy
     fixed: float = 8.0  # seconds of a job that do not train, before one is measured
     can_be_direct: bool = True  # whether all of the others are trained step by step, so that a clock can end them
+    unlikely: tuple[str, ...] = ()
+
+    @property
+    def likely(self) -> int:
+        return max(1, sum(label not in self.unlikely for label in self.others))
 
     @property
     def most(self) -> int:
@@ -246,7 +254,7 @@ def _level(candidates: Candidates, trials: Sequence[Trial], bracket: Bracket, nu
 def untried(candidates: Candidates, trials: Sequence[Trial]) -> list[str]:
     """The strategies that were not trained yet: each is first tried with its default settings, as the advisor orders them."""
     tried = {trial.label for trial in trials}
-    return [label for label in candidates.others if label not in tried]
+    return sorted((label for label in candidates.others if label not in tried), key=lambda label: label in candidates.unlikely)
 
 
 def _wider(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[Bracket], left: float) -> Bracket | None:
@@ -256,7 +264,8 @@ def _wider(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[B
     """
     if not brackets or brackets[0].is_direct or not all(bracket.widens for bracket in brackets[1:]):
         return None
-    if not untried(candidates, trials) or not any(trial.rungs for trial in trials if trial.bracket):
+    others = [label for label in untried(candidates, trials) if label not in candidates.unlikely]
+    if not others or not any(trial.rungs for trial in trials if trial.bracket):
         return None
     seconds = brackets[0].seconds
     return Bracket(1, seconds, widens=True) if seconds + fixed_seconds(candidates, trials) <= SHARE * left else None
@@ -311,6 +320,8 @@ def plan(candidates: Candidates, trials: Sequence[Trial], left: float, before: S
     least = max(LEAST_SECONDS, 0.75 * fixed, *(0.75 * bracket.seconds for bracket in before[:1]))
     for count in COUNTS:
         if count > candidates.most or (count < 2 and not first):
+            continue
+        if first and candidates.likely < count < len(candidates.others):
             continue
         levels = list(enumerate(Bracket(count, 1.0).sizes()))
         units = sum(size * Bracket(count, 1.0).takes(level) for level, size in levels)

@@ -80,7 +80,8 @@ class Search:
         at_once = tuple(entry.label for entry in setting.entries if entry.at_once)
         others = tuple(entry.label for entry in setting.entries if not entry.at_once)
         stepwise = not any(entry.loaded.recipe.strategy.is_solved for entry in setting.entries)
-        self.candidates = Candidates(at_once, others, setting.can_vary, Candidates.fixed + setting.evaluating, stepwise)
+        fixed = Candidates.fixed + setting.evaluating
+        self.candidates = Candidates(at_once, others, setting.can_vary, fixed, stepwise, setting.unlikely)
         if leads:
             measured = (rung.at for trial in self.store.trials() for rung in trial.rungs)
             before = max([*measured, float(self.store.get("spent", 0.0))])

@@ -88,6 +88,7 @@ def as_stored(setting: Setting, stored: dict[str, Any]) -> Setting:
         lineup=lineup,
         most_rows=stored.get("most_rows"),
         warmups=stored.get("warmups", {}),
+        unlikely=tuple(stored.get("unlikely", ())),
         **{name: stored.get(name, 0.0) for name in PREDICTED},
     )
 
@@ -119,6 +120,7 @@ def write_options(setting: Setting, identity: str) -> None:
         "excluded": setting.lineup.excluded,
         "most_rows": setting.most_rows,
         "warmups": dict(setting.warmups),
+        "unlikely": list(setting.unlikely),
         **{name: getattr(setting, name) for name in PREDICTED},
         "options": asdict(setting.options),
         "cwd": str(Path.cwd()),

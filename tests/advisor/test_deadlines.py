@@ -81,14 +81,15 @@ def test_a_search_measures_the_base_before_it_compares_new_weights(
 
         return answer
 
-    def order(time: float, bits: float) -> list[str]:
+    def advice(time: float, bits: float) -> options.Advice:
         monkeypatch.setattr(measure, "measure", found(bits))
         given = search(time)
         loaded = {entry.label: entry.loaded for entry in options.check(given).entries}
-        return tune.adviser(given)(loaded, 0.0).order
+        return tune.adviser(given)(loaded, 0.0)
 
-    order(tune.BASE_FROM - 1, 8.0)
+    advice(tune.BASE_FROM - 1, 8.0)
     assert not asked
-    assert order(tune.BASE_FROM, 30.0)[0] == "scratch"
-    assert order(tune.BASE_FROM, 0.2)[0] == "partial"
+    bad, good = advice(tune.BASE_FROM, 30.0), advice(tune.BASE_FROM, 0.2)
+    assert (bad.order[0], bad.unlikely) == ("scratch", ("partial",))
+    assert (good.order[0], good.unlikely) == ("partial", ("scratch",))
     assert asked == 2 * [([], tune.BASE_SECONDS)]

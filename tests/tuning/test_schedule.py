@@ -404,3 +404,20 @@ def test_one_helper_for_each_further_gpu(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / tune.OPTIONS).write_text("{}")
     assert cli_tune.wait_and_join(tmp_path, -1, lambda folder: joined.append(folder) or 0) == 0
     assert joined == [tmp_path]
+
+
+def test_a_search_without_time_for_all_leaves_out_the_unlikely() -> None:
+    """With time for all, each of them is tried, whatever the advisor expects."""
+    others = ("a", "b", "c", "d")
+    for left in (60.0, 90.0, 150.0, 1000.0):
+        every = schedule.plan(Candidates((), others), [], left, [])
+        some = schedule.plan(Candidates((), others, unlikely=("b", "c", "d")), [], left, [])
+        assert every is not None
+        assert some is not None
+        assert some.count == (every.count if every.count >= len(others) else 1)
+        assert some.seconds >= every.seconds
+    candidates = Candidates((), others, unlikely=("a", "c", "d"))
+    assert schedule.untried(candidates, []) == ["b", "a", "c", "d"]
+    rung = Rung(0.5, 0.5, 10, 2, 6.0, 5.0, 0.0)
+    after = schedule.decide(candidates, [Trial(0, "b", 1, (rung,))], [Bracket(1, 5.0)], 100.0)
+    assert (after.do, after.trial) == ("train", 0)  # no other one is tried beside it
