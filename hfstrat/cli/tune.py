@@ -54,11 +54,6 @@ def adviser(options: Options) -> Advise:
         by_name = {name: {label: getattr(each, name) for label, each in found.items()} for name in Times._fields}
         rows = round(max(by_name.pop("rows").values(), default=0.0))
         unlikely = tuple(each.name for each in scored if each.expected.best is not None and each.expected.best < UNLIKELY)
-        if unlikely:
-            lines = [
-                *lines,
-                f"tried only if there is time for all: {', '.join(unlikely)} (below {UNLIKELY:.0%} likely the best)",
-            ]
         return Advice(order, excluded=excluded, lines=lines, rows=rows, unlikely=unlikely, **by_name)  # type: ignore[arg-type]
 
     return advise_for

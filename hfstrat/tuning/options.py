@@ -268,5 +268,6 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
         for rows in (most, CONTROL_ROWS + others)
     )
     limit = most if most < advice.rows else None
-    setting = replace(setting, lineup=lineup, most_rows=limit, warmups=warmups, unlikely=advice.unlikely)
+    unlikely = tuple(label for label in affordable if label in advice.unlikely and not setting.entry(label).at_once)
+    setting = replace(setting, lineup=lineup, most_rows=limit, warmups=warmups, unlikely=unlikely)
     return replace(setting, evaluating=evaluating, finishing=finishing, answering=answering)

@@ -53,6 +53,8 @@ def tune(
         advice = advise({entry.label: entry.loaded for entry in setting.entries}, spare)
         setting = ordered(setting, advice)
         screen.lines(advice.lines)
+        if setting.unlikely:
+            screen.lines([f"hardly the best, so tried only if the time allows all: {', '.join(setting.unlikely)}"])
     lock = claim(options.folder)
     write_options(setting, identity)  # of a search that continues: its time may be another one
     try:
