@@ -43,7 +43,7 @@ CELLS = (  # by what they tell
     ("3B", "full", "full"),
     ("8B", "full", "short"),
 )
-CONTENDERS = ("hfstrat", "trl", "trl-liger", "hfstrat-float8")
+CONTENDERS = ("hfstrat", "trl", "trl-liger", "hfstrat-compiled", "hfstrat-float8")
 REFERENCE = ("1B", "lora", "short", "float32")
 STEPS = {"1B": 16, "3B": 10, "8B": 8, "tiny": 6}
 ROUNDS = 3
@@ -73,7 +73,7 @@ def runs(strategy: str, contender: str) -> bool:
     """Whether a contender has the packages that it needs, and trains with the strategy."""
     needed = {"trl-liger": "liger_kernel", "hfstrat-float8": "torchao"}.get(contender)
     has_it = needed is None or importlib.util.find_spec(needed) is not None
-    return has_it and (contender != "hfstrat-float8" or strategy == "full")
+    return has_it and (contender not in ("hfstrat-compiled", "hfstrat-float8") or strategy == "full")
 
 
 def cases(dry: bool) -> list[Case]:
@@ -248,7 +248,7 @@ def chart(found: dict[str, Any]) -> str:
     best: dict[tuple[str, str, str], float] = {}
     for row in rows:
         best[cell_of(row)] = max(best.get(cell_of(row), 0.0), row["tokens_per_second"])
-    colors, parts = dict(zip(CONTENDERS, ("#2463a8", "#b5651d", "#6b6b6b", "#7fb069"), strict=True)), []
+    colors, parts = dict(zip(CONTENDERS, ("#2463a8", "#b5651d", "#6b6b6b", "#5a9bd4", "#7fb069"), strict=True)), []
     for place, row in enumerate(rows):
         top, wide = 30 + 18 * place, 300 * row["tokens_per_second"] / best[cell_of(row)]
         name = " ".join((*cell_of(row), row["contender"]))

@@ -33,7 +33,9 @@ LONG, SHORT_MEDIAN, SHORT_MOST, PER_WORD = 4096, 90, 1024, 1.35
 TOKENS_PER_STEP, HELD_OUT, WARMUP_STEPS, RATE, RANK = 32_768, 16, 3, 1e-4, 16
 TINY = 64  # times smaller: the rows and steps of the tiny shape, for a dry run on a CPU
 ALPACA = ROOT.parent / "shared" / "data" / "llamafactory_demos" / "alpaca_en_demo.jsonl"
-CONTENDERS = ("hfstrat", "trl", "trl-liger", "hfstrat-float8", "float32")
+# of hfstrat: whether the blocks are compiled, and whether products are computed in float8
+WAYS = {"hfstrat": (False, False), "hfstrat-compiled": (True, False), "hfstrat-float8": (True, True)}
+CONTENDERS = (*WAYS, "trl", "trl-liger", "float32")
 
 
 class Timer:
@@ -172,19 +174,20 @@ def make_model(folder: Path, shape: str) -> Path:
 
 
 def run_hfstrat(
-    model: Path, strategy: str, data: dict[str, Any], folder: Path, timer: Timer, float8: bool = False
+    model: Path, strategy: str, data: dict[str, Any], folder: Path, timer: Timer, way: str = "hfstrat"
 ) -> tuple[Any, dict[str, Any]]:
     from hfstrat.recipe.load import load_recipe
     from hfstrat.run.setup import set_up
     from hfstrat.trainer.distributed import join_world
 
+    compiled, float8 = (str(on).lower() for on in WAYS[way])
     named = f"{{name: lora, r: {RANK}, lora_alpha: {2 * RANK}}}" if strategy == "lora" else "full"
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         f"model: {model}\nstrategy: {named}\n"
         f"data: {{train: {data['train']}, eval: {data['eval']}, max_length: {data['longest'] + 1}}}\n"
         f"training: {{num_train_epochs: 1, global_batch_size: {data['rows_per_step']}, learning_rate: {RATE},\n"
-        f"  warmup_steps: 0, float8: {str(float8).lower()}, torch_compile: {str(float8).lower()},\n"
+        f"  warmup_steps: 0, torch_compile: {compiled}, float8: {float8},\n"
         "  lr_scheduler_type: constant, load_best_model_at_end: false, eval_steps: 1.0, save_steps: 1.0}\n"
         "evaluation: {eval_on_start: false, samples: 0, control: 'off', metrics: []}\n"
         f"output_dir: {folder / 'run'}\n"
@@ -373,8 +376,8 @@ def one(shape: str, strategy: str, kind: str, contender: str, folder: Path, step
     place = folder / "-".join((shape, strategy, kind, contender))
     place.mkdir(exist_ok=True)
     timer = Timer(min(WARMUP_STEPS, max(1, steps // 3)))
-    if contender in ("hfstrat", "hfstrat-float8"):
-        trained, facts = run_hfstrat(model, strategy, data, place, timer, contender == "hfstrat-float8")
+    if contender in WAYS:
+        trained, facts = run_hfstrat(model, strategy, data, place, timer, contender)
     elif contender == "float32":
         trained, facts = run_float32(model, strategy, data, timer)
     else:

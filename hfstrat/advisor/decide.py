@@ -25,6 +25,7 @@ from hfstrat.trainer.plan import HEADROOM, modest_eval_batch, modest_micro_batch
 
 GLOBAL_BATCH = 16
 EVALUATIONS = 6.0  # one before training, four during, one after
+MANY = 1e6  # epochs, of which all use what is cached
 ENOUGH = 300.0  # steps from scratch, for which a smaller model is better than fewer steps (scratch_recipes.md)
 LEAST_STEPS = {True: 1.0, False: 20.0}  # fewer are not worth a run: with pretrained weights, and from scratch
 PROCESSES = (2, 4, 8, 16, 32, 64, 128)
@@ -75,6 +76,7 @@ class Situation:
     limit: bytes of memory of one device.
     time: seconds; None: no limit.
     evaluations: of a run, of all held-out examples.
+    by_clock: whether every run ends by the clock, as in a search, with at most as many epochs as are proposed.
     quantizes: whether frozen weights can be quantized here.
     runs: the measured runs to learn from.
     """
@@ -91,6 +93,7 @@ class Situation:
     measured: Measured | None = None
     runs: tuple[Run, ...] = field(default_factory=shipped)
     evaluations: float = EVALUATIONS
+    by_clock: bool = False
 
     @property
     def known(self) -> Known:
@@ -301,10 +304,12 @@ def estimate(fitted: Fitted, situation: Situation) -> Timed:
     candidate, steps_per_epoch, limit = fitted.candidate, situation.data.rows / GLOBAL_BATCH, situation.time
     work, rate, takes = costs(fitted, situation, candidate.epochs)
     timed = Timed(fitted, work, takes(candidate.epochs), candidate.epochs, band=rate.band)
-    if limit is None or timed.seconds <= limit:
+    if limit is None or (timed.seconds <= limit and not situation.by_clock):
         return timed
     work, rate, takes = costs(fitted, situation, None)
     timed = replace(timed, work=work, band=rate.band)
+    if takes(candidate.epochs) <= limit:
+        return replace(timed, seconds=takes(candidate.epochs))
     per_epoch = takes(1.0) - takes(0.0)
     possible = (limit - takes(0.0)) / per_epoch if per_epoch else 0.0
     least = min(LEAST_STEPS[candidate.strategy.needs_weights], steps_per_epoch)
@@ -357,7 +362,9 @@ def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float |
     """
     length, description = data.mean_length / data.sequences, candidate.description
     is_solved = description.body_once and data.outputs
-    if epochs is None and not is_solved:
+    if epochs is None and getattr(candidate.strategy, "precompute", "auto") is True:
+        epochs = MANY  # they are cached anyway
+    elif epochs is None and not is_solved:
         description = description._replace(body_once=False, keeps_prefix=False)
     work = speed.work(candidate.model, description, length, data.supervised_share, recompute, epochs or 1.0)
     if data.generation is not None and data.generation.is_rewarded:

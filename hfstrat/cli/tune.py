@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,9 @@ from hfstrat.engine import children
 from hfstrat.errors import UserError
 from hfstrat.recipe import format
 from hfstrat.recipe.load import Loaded
+from hfstrat.recipe.schema import Model
 from hfstrat.run import launch
+from hfstrat.strategies import defaults
 from hfstrat.tasks import TASKS
 from hfstrat.trainer.plan import HEADROOM
 from hfstrat.tuning.options import Advice, Advise, Options
@@ -36,6 +39,9 @@ def adviser(options: Options) -> Advise:
     """What orders the candidates of a search: the advisor, which measures first if there is time for it."""
 
     def advise_for(loaded: Mapping[str, Loaded], seconds: float) -> Advice:
+        scored, unlikely, lines = scored_at_the_end(options, loaded, seconds)
+        sized = {label: own for label in loaded if (own := of_its_size(label, scored, options))}
+        loaded = {label: sized[label][1](one) if label in sized else one for label, one in loaded.items()}
         rate = speed.rate_of(hardware.find_device("auto"))
         predicted = recipes.predict(loaded, rate)
         limit = hardware.find_device("auto").memory
@@ -45,29 +51,36 @@ def adviser(options: Options) -> Advise:
             if found.get("memory_bytes", 0.0) > limit * HEADROOM
         }
         ranks = {label: float(predicted.get(label, {}).get("rank", len(loaded))) for label in loaded}
-        lines, scored = list[str](), tuple[decide.Scored, ...]()
-        if options.model is not None:
-            scored, lines = scored_at_the_end(options, loaded, seconds)
-            ranks |= {each.name: float(place) for place, each in enumerate(scored)}
+        ranks |= {each.name: float(place) for place, each in enumerate(scored)}
         order = sorted((label for label in loaded if label not in excluded), key=lambda label: ranks[label])
         found = {label: times(one, rate) for label, one in loaded.items()}
         by_name = {name: {label: getattr(each, name) for label, each in found.items()} for name in Times._fields}
         rows = round(max(by_name.pop("rows").values(), default=0.0))
-        unlikely = tuple(each.name for each in scored if each.expected.best is not None and each.expected.best < UNLIKELY)
-        return Advice(order, excluded=excluded, lines=lines, rows=rows, unlikely=unlikely, **by_name)  # type: ignore[arg-type]
+        return Advice(
+            order,
+            excluded=excluded,
+            lines=lines,
+            rows=rows,
+            unlikely=unlikely,
+            sized={label: own for label, (own, _) in sized.items()},
+            **by_name,  # type: ignore[arg-type]
+        )
 
     return advise_for
 
 
 def scored_at_the_end(
     options: Options, loaded: Mapping[str, Loaded], seconds: float
-) -> tuple[tuple[decide.Scored, ...], list[str]]:
-    """Strategies by their expected quality when the time is over, best first, and lines about what was measured.
+) -> tuple[tuple[decide.Scored, ...], tuple[str, ...], list[str]]:
+    """Strategies by their expected quality when the time is over, those that are hardly the best, and lines about what was
+    measured. Nothing for recipes, and where the command line changes the strategies: their own predictions order them.
 
     Args:
         seconds: for measuring the probe and real steps; 0: at most how well the base predicts the texts, which a comparison
             with new weights depends on.
     """
+    if options.model is None or any(each.startswith(("strategy", "model")) for each in options.overrides):
+        return (), (), []
     own = tuple(each for each in options.overrides if each.startswith(advise.SECTIONS))
     request = advise.Request(model=options.model, data=options.data, task=options.task, overrides=own)
     lines, timed = list[str](), list(loaded)
@@ -75,16 +88,44 @@ def scored_at_the_end(
         seconds, timed = BASE_SECONDS, []
     try:
         situation = advise.situation_of(replace(request, time=f"{TRAINING_SHARE * options.time:.0f}s"))
-        situation = replace(situation, evaluations=0.0)
+        situation = replace(situation, evaluations=0.0, by_clock=True)
         if seconds and measure.obstacle(situation) is None:
             try:
                 situation = replace(situation, measured=(found := measure.measure(situation, timed, seconds)))
                 lines = found.lines
             except UserError as error:  # known runs still have an order
-                lines = [f"nothing was measured before the search: {error}"]
-        return decide.decide(situation, list(loaded)).ranked, lines
+                lines = [f"nothing was measured before the search: {str(error).removeprefix('--measure: ')}"]
+        ranked = decide.decide(situation, list(loaded)).ranked
+        able = [each.name for each in ranked if each.timed.fits]  # the best of those that will run
+        rivals = decide.decide(situation, able).ranked if 0 < len(able) < len(ranked) else ranked
+        unlikely = (each.name for each in rivals if each.expected.best is not None and each.expected.best < UNLIKELY)
+        return ranked, tuple(unlikely), lines
     except UserError:  # what is wrong with the data or the model, the candidates themselves say
-        return (), lines
+        return (), (), lines
+
+
+def of_its_size(
+    label: str, scored: Sequence[decide.Scored], options: Options
+) -> tuple[list[str], Callable[[Loaded], Loaded]] | None:
+    """The settings of a new model of a size that suits the texts and the time, and what makes them of a recipe.
+
+    None for other candidates, and for files.
+    """
+    each = next((one for one in scored if one.name == label and not one.candidate.strategy.needs_weights), None)
+    if each is None or each.candidate.data is not None:
+        return None
+    strategy, training = each.candidate.section, dict[str, float]()
+    rate = defaults.learning_rate(each.name, each.candidate.model.width)
+    if rate is not None and not any(override.startswith("training.learning_rate") for override in options.overrides):
+        training = {"learning_rate": rate}
+    own = [f"strategy={json.dumps(strategy)}", 'model.name_or_path=""', *(f"training.{k}={v}" for k, v in training.items())]
+
+    def make(loaded: Loaded) -> Loaded:
+        recipe = loaded.recipe
+        changed = {"strategy": each.candidate.strategy, "training": recipe.training.model_copy(update=training)}
+        return replace(loaded, recipe=recipe.model_copy(update={**changed, "model": Model()}))
+
+    return own, make
 
 
 def has_new_weights(loaded: Mapping[str, Loaded]) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,11 @@ def _entry(label: str, file: str, text: str | None, request: Request) -> Entry:
         raise UserError(message.replace(f"command line: {evaluation}: data.eval: ", "--evaluate: ", 1)) from None
     solved = bool(description and description.body_once) and not TASKS[loaded.recipe.task].text.generates
     return Entry(label, file, text, tuple(overrides), loaded, description and description.footprint, solved)
+
+
+def changed(entry: Entry, request: Request, overrides: Iterable[str]) -> Entry:
+    """An entry with further settings, checked again. Raises UserError."""
+    return _entry(entry.label, entry.source, entry.text, replace(request, overrides=[*request.overrides, *overrides]))
 
 
 def check_not_streamed(data: Data) -> None:

@@ -52,7 +52,7 @@ def multiply_once(model: Any) -> AbstractContextManager[Any]:
     for which a CPU first copies the weight `[V, H]` for each row. With strides of their own they are one product.
 
     Returns:
-        A handle; the model is as before when it is left as a context manager, or after its `remove()`.
+        A context manager, after which the model is as before.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, torch.nn.Module):

@@ -41,7 +41,8 @@ class Float8Layers:
     def __init__(self, model: nn.Module, config: Any) -> None:
         from torchao.float8.float8_linear import Float8Linear
 
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        output: Any = getattr(model, "get_output_embeddings", None)
+        head = None if output is None else output()
         found: list[tuple[nn.Module, str, nn.Linear]] = [
             (parent, name, child)
             for parent in model.modules()
@@ -52,13 +53,12 @@ class Float8Layers:
         self.places = [Place(*place, Float8Linear.from_float(place[2], config)) for place in found]
         if not self.places:
             raise UserError(
-                f"{KEY}: true, but no linear layer is trained whose widths are multiples of {MULTIPLE}; set false, or train "
-                "all weights with strategy full"
+                f"{KEY}: true, but besides the output layer no torch.nn.Linear is trained whose widths are multiples of "
+                f"{MULTIPLE}; set false"
             )
 
     def __enter__(self) -> Self:
         for place in self.places:
-            place.in_float8.train(place.plain.training)
             place.parent._modules[place.name] = place.in_float8
         return self
 
@@ -87,4 +87,4 @@ def config_for(device: torch.device) -> Any:
         )
     from torchao.float8 import Float8LinearConfig
 
-    return Float8LinearConfig()
+    return Float8LinearConfig(pad_inner_dim=True)  # gradients of weights are products over the tokens, however many

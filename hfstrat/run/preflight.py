@@ -173,19 +173,20 @@ def _check_training(recipe: Recipe) -> None:
 
 
 def check_float8(recipe: Recipe, wrapping: str) -> None:
+    """Refuse what does not compute in float8. Raises UserError."""
     if not recipe.training.float8:
         return
-    key = "training.float8: true"
-    if not float8_is_installed():
-        raise UserError(f"{key} needs torchao: pip install torchao, or remove it")
-    if hasattr(recipe.strategy, "target_modules"):
+    key, sections = "training.float8: true", (recipe.strategy, getattr(recipe.strategy, "student", None))
+    if any(hasattr(section, name) for section in sections for name in ("target_modules", "peft_type")):
         raise UserError(
             f"{key}: with an adapter the linear layers are frozen; quantize them (model.quantization), or remove it"
         )
     if wrapping in (distributed.FSDP, distributed.DEEPSPEED):
         raise UserError(f"{key}: sharded weights are not computed in float8 in this version; use --accelerate-config ddp")
-    if recipe.objective.generates:
-        raise UserError(f"{key}: objective {recipe.objective.name} generates within its steps; remove one of the two")
+    if recipe.objective.generates or getattr(recipe.strategy, "on_policy", False):
+        raise UserError(f"{key}: this run generates answers within its steps, which need exact products; remove it")
+    if not float8_is_installed():
+        raise UserError(f"{key} needs torchao: pip install torchao, or remove it")
 
 
 def float8_is_installed() -> bool:

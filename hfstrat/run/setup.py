@@ -130,6 +130,9 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
     is_solved = getattr(built.model, "is_solved", False)
     for line in head_rate.remarks(recipe, base, plan) if not is_solved else []:
         screen.print(line)
+    products = float8.layers_of(built.model, args.device) if recipe.training.float8 else None
+    if products is not None:
+        screen.print(f"{'float8':<9} training steps compute {plural(len(products.places), 'linear layer')} in 8 bits")
     rows = replace(built.data, train=batches.rows, collate=batches.collate, plan=plan)
     prepared = head_rate.with_head_rate(recipe, base, strategy.prepare(built.model, rows))
     prepared.data, data = objective.prepare(recipe, built.model, prepared.data, data)
@@ -144,9 +147,7 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
         trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress, checkpoint)
         trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
-        if recipe.training.float8:
-            trainer.products = products = float8.layers_of(built.model, args.device)
-            screen.print(f"{'float8':<9} training steps compute {plural(len(products.places), 'linear layer')} in 8 bits")
+        trainer.products = products or trainer.products
         if data.stream is not None:
             trainer.add_callback(StreamPosition(batches.rows, trainer.marker_state))
         outline, rows = sharded.outline(built.model), prepared.data

@@ -20,9 +20,9 @@ class GeneratingTrainer(StrategyTrainer):
     collate: Any
     counts_tokens = True
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        multiply_once(self.model)
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with multiply_once(self.model):  # not in evaluations, whose loss is computed in chunks by a head without hooks
+            return super().training_step(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}

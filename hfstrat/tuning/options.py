@@ -79,6 +79,7 @@ class Advice:
     step: by candidate, seconds of an optimizer step.
     samples: by candidate, seconds of the answers that the final run shows.
     unlikely: candidates that are hardly the best.
+    sized: by candidate with new weights, the settings of a model that suits data and time.
     """
 
     order: list[str]
@@ -90,6 +91,7 @@ class Advice:
     step: dict[str, float] = field(default_factory=dict)
     samples: dict[str, float] = field(default_factory=dict)
     unlikely: tuple[str, ...] = ()
+    sized: dict[str, list[str]] = field(default_factory=dict)
 
     def rows_within(self, time: float, labels: Sequence[str]) -> int:
         """How many held-out rows each of some candidates evaluates within a small share of the time."""
@@ -143,6 +145,7 @@ class Setting:
     answering: float = 0.0  # predicted seconds of the answers that the final run shows
     warmups: Mapping[str, int] = field(default_factory=dict)  # steps, by candidate
     unlikely: tuple[str, ...] = ()  # candidates that are left out where the time does not allow all
+    sized: Mapping[str, Sequence[str]] = field(default_factory=dict)  # settings that the advisor has added, by candidate
 
     @property
     def entries(self) -> list[Entry]:
@@ -170,19 +173,7 @@ def check(options: Options) -> Setting:
     for override in options.overrides:
         if (key := override.partition("=")[0].strip()) in RESERVED:
             raise UserError(f"{override}: {key} is set by the search (--time, --seed, --output-dir); remove it")
-    budget = Budget("time", options.time, format.duration(options.time))
-    request = Request(
-        options.recipes,
-        options.overrides,
-        options.model,
-        options.data,
-        options.strategies,
-        options.task,
-        budget,
-        1,
-        options.folder,
-    )
-    lineup = entries.line_up(request)
+    lineup = entries.line_up(request_of(options))
     if not (task := task_of(lineup.entries[0].loaded.recipe)).model.has_predicted_costs:
         raise UserError(
             f"tune: for task: {task.name} it cannot predict times, so it would not keep its deadline: "
@@ -196,9 +187,30 @@ def check(options: Options) -> Setting:
                 "remove it"
             )
     space.check(options.search, lineup.entries)
-    in_bytes = len({entry.loaded.recipe.strategy.new_tokenizer is not None for entry in lineup.entries}) > 1
     rows = count_rows(others, task) if others is not None else 0
-    return Setting(options, lineup, others, rows, in_bytes and task_of(lineup.entries[0].loaded.recipe).metrics.of_tokens)
+    return Setting(options, lineup, others, rows, compares_bytes(lineup.entries))
+
+
+def request_of(options: Options) -> Request:
+    """The options as those of a comparison with one run for each candidate."""
+    given = (options.recipes, options.overrides, options.model, options.data, options.strategies, options.task)
+    return Request(*given, Budget("time", options.time, format.duration(options.time)), 1, options.folder)
+
+
+def compares_bytes(candidates: Sequence[Entry]) -> bool:
+    """Whether losses are compared in bits per byte, because tokenizers differ."""
+    differ = len({entry.loaded.recipe.strategy.new_tokenizer is not None for entry in candidates}) > 1
+    return differ and task_of(candidates[0].loaded.recipe).metrics.of_tokens
+
+
+def resized(setting: Setting, sized: Mapping[str, Sequence[str]]) -> Setting:
+    """The candidates with the settings that the advisor has added to some. Raises UserError."""
+    request = request_of(setting.options)
+    found = [
+        entries.changed(entry, request, sized[entry.label]) if entry.label in sized else entry for entry in setting.entries
+    ]
+    lineup = replace(setting.lineup, entries=found)
+    return replace(setting, lineup=lineup, in_bytes=compares_bytes(found), sized=dict(sized))
 
 
 def evaluation_data(entry: Entry) -> str | None:
@@ -244,6 +256,7 @@ def ordered(setting: Setting, advice: Advice) -> Setting:
     if not advice.order:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in advice.excluded.items())
         raise UserError(f"--model: no strategy fits into the memory of this machine: {reasons}")
+    setting = resized(setting, advice.sized)
     time, others = setting.options.time, setting.other_rows
     needed = {label: advice.needed(label, time, others) for label in advice.order}
     fastest = min(needed, key=lambda label: needed[label])

@@ -134,7 +134,8 @@ class Bracket:
 class Candidates:
     """What there is to choose from: strategies in the order of the advisor, those that take seconds apart from the others.
 
-    unlikely: those that the advisor hardly expects to be the best; a search without time for all of them tries none of these.
+    unlikely: those that the advisor hardly expects to be the best; they are tried with their default settings only if the time
+        allows all strategies, or if the others fail.
     """
 
     at_once: tuple[str, ...]
@@ -212,7 +213,7 @@ def _direct(candidates: Candidates, trials: Sequence[Trial]) -> Next | None:
         if not trial.failed:
             return Next("wait" if trial.is_claimed else "train", 1, trial=trial.number, is_direct=True)
     if len(trials) < len(candidates.others):
-        return Next("new", 1, label=candidates.others[len(trials)])
+        return Next("new", 1, label=untried(candidates, trials)[0])
     return None
 
 
@@ -238,11 +239,11 @@ def _level(candidates: Candidates, trials: Sequence[Trial], bracket: Bracket, nu
             if trial.is_claimed:
                 waits = True
                 continue
-            seconds = min(bracket.takes(level), left - fixed_seconds(candidates, members, trial.label))
+            seconds = min(bracket.takes(level), left - fixed_seconds(candidates, trials, trial.label))
             if seconds >= LEAST_SECONDS:
                 return Next("train", number, trial=trial.number, rung=level, seconds=seconds)
         if level == 0 and len(members) < size:
-            if left - fixed_seconds(candidates, members) >= max(LEAST_SECONDS, bracket.seconds / 2):
+            if left - fixed_seconds(candidates, trials) >= max(LEAST_SECONDS, bracket.seconds / 2):
                 is_default = number == 1 or bracket.widens
                 return Next("new", number, label=next(iter(untried(candidates, trials)), None) if is_default else None)
             return None
@@ -260,15 +261,22 @@ def untried(candidates: Candidates, trials: Sequence[Trial]) -> list[str]:
 def _wider(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[Bracket], left: float) -> Bracket | None:
     """One more strategy, trained as long as those of the first round; None if there is none, or half of the time is not enough.
 
-    How many strategies the first round has was decided before it was known what a job costs besides training.
+    How many strategies the first round has was decided before it was known what a job costs besides training. Where all that
+    were tried have failed, another one may take all of the time.
     """
-    if not brackets or brackets[0].is_direct or not all(bracket.widens for bracket in brackets[1:]):
+    others = untried(candidates, trials)
+    if not brackets or brackets[0].is_direct or not all(bracket.widens for bracket in brackets[1:]) or not others:
         return None
-    others = [label for label in untried(candidates, trials) if label not in candidates.unlikely]
-    if not others or not any(trial.rungs for trial in trials if trial.bracket):
-        return None
-    seconds = brackets[0].seconds
-    return Bracket(1, seconds, widens=True) if seconds + fixed_seconds(candidates, trials) <= SHARE * left else None
+    if not any(trial.bracket == len(brackets) for trial in trials):
+        return None  # nobody was asked for the last round: the time was too short
+    seconds, fixed = brackets[0].seconds, fixed_seconds(candidates, trials)
+    if not any(trial.rungs for trial in trials if trial.bracket):
+        seconds = min(seconds, left - fixed)
+        return Bracket(1, seconds, widens=True) if seconds >= LEAST_SECONDS else None
+    most = SHARE * left
+    if len(others) * (seconds + fixed) > most:
+        others = [label for label in others if label not in candidates.unlikely]
+    return Bracket(1, seconds, widens=True) if others and seconds + fixed <= most else None
 
 
 def _continue(candidates: Candidates, trials: Sequence[Trial], brackets: Sequence[Bracket], left: float) -> Next:
@@ -318,7 +326,8 @@ def plan(candidates: Candidates, trials: Sequence[Trial], left: float, before: S
         return None
     fixed = fixed_seconds(candidates, trials)
     least = max(LEAST_SECONDS, 0.75 * fixed, *(0.75 * bracket.seconds for bracket in before[:1]))
-    for count in COUNTS:
+    counts = {*COUNTS, len(candidates.others)} if first else COUNTS
+    for count in sorted(counts, reverse=True):
         if count > candidates.most or (count < 2 and not first):
             continue
         if first and candidates.likely < count < len(candidates.others):

@@ -15,7 +15,7 @@ from hfstrat.errors import UserError
 from hfstrat.models.load import read_json
 from hfstrat.run import output_dir
 from hfstrat.tuning import results
-from hfstrat.tuning.options import Advise, Options, Setting, check, ordered
+from hfstrat.tuning.options import Advise, Options, Setting, check, ordered, resized
 from hfstrat.tuning.screen import Screen
 from hfstrat.tuning.search import Runner, Search
 from hfstrat.tuning.store import LOCK
@@ -54,7 +54,7 @@ def tune(
         setting = ordered(setting, advice)
         screen.lines(advice.lines)
         if setting.unlikely:
-            screen.lines([f"hardly the best, so tried only if the time allows all: {', '.join(setting.unlikely)}"])
+            screen.lines([f"unlikely to be the best, and tried only if there is time for all: {', '.join(setting.unlikely)}"])
     lock = claim(options.folder)
     write_options(setting, identity)  # of a search that continues: its time may be another one
     try:
@@ -83,6 +83,7 @@ def join(folder: Path, make_runner: Callable[[Path], Runner], clock: Callable[[]
 
 def as_stored(setting: Setting, stored: dict[str, Any]) -> Setting:
     """The setting with what the advisor has decided at the start of the search."""
+    setting = resized(setting, {label: own for label, own in stored.get("sized", {}).items() if label in stored["order"]})
     order = [setting.entry(label) for label in stored["order"]]
     lineup = replace(setting.lineup, entries=order, excluded=stored["excluded"])
     return replace(
@@ -123,6 +124,7 @@ def write_options(setting: Setting, identity: str) -> None:
         "most_rows": setting.most_rows,
         "warmups": dict(setting.warmups),
         "unlikely": list(setting.unlikely),
+        "sized": dict(setting.sized),
         **{name: getattr(setting, name) for name in PREDICTED},
         "options": asdict(setting.options),
         "cwd": str(Path.cwd()),

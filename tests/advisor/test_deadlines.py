@@ -18,6 +18,7 @@ from hfstrat.advisor.decide import Measured, Situation
 from hfstrat.advisor.hardware import Device
 from hfstrat.cli import tune
 from hfstrat.tuning import options
+from hfstrat.tuning.tune import as_stored
 
 CPU = Device("a CPU", 16.0 * 2**30, is_cpu=True)
 
@@ -93,3 +94,23 @@ def test_a_search_measures_the_base_before_it_compares_new_weights(
     assert (bad.order[0], bad.unlikely) == ("scratch", ("partial",))
     assert (good.order[0], good.unlikely) == ("partial", ("scratch",))
     assert asked == 2 * [([], tune.BASE_SECONDS)]
+
+
+def test_a_new_model_has_a_size_that_suits_the_texts(search: Callable[[float], options.Options], tmp_path: Path) -> None:
+    """That of `hfstrat advise`, not that of the base; a search that continues has it too, and compares bits per byte."""
+    given = search(60.0)
+    plain = options.check(given)
+    advice = tune.adviser(given)({entry.label: entry.loaded for entry in plain.entries}, 0.0)
+    made = options.ordered(plain, advice)
+    strategy = made.entry("scratch").loaded.recipe.strategy
+    assert (plain.entry("scratch").loaded.recipe.strategy.parameters, plain.in_bytes) == (None, False)
+    assert strategy.parameters is not None
+    assert strategy.tokenizer is not None
+    assert made.in_bytes
+    stored = {"order": [entry.label for entry in made.entries], "excluded": {}, "sized": made.sized}
+    again = as_stored(plain, stored)
+    assert again.entry("scratch").loaded.recipe == made.entry("scratch").loaded.recipe
+    assert again.in_bytes
+    own = replace(given, overrides=["strategy.config={num_hidden_layers: 1}"], strategies="scratch")
+    entries = {entry.label: entry.loaded for entry in options.check(own).entries}
+    assert not tune.adviser(own)(entries, 0.0).sized  # what the user has set stays

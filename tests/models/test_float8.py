@@ -73,7 +73,7 @@ def test_only_trained_layers_with_wide_enough_products(emulated: Any, models: Ca
     model.model.layers[0].requires_grad_(False)
     assert len(float8.Float8Layers(model, emulated).places) == every * (len(model.model.layers) - 1) / len(model.model.layers)
     model.requires_grad_(False)
-    with pytest.raises(UserError, match="no linear layer is trained"):
+    with pytest.raises(UserError, match="no torch.nn.Linear is trained"):
         float8.Float8Layers(model, emulated)
     narrow = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 16))
     with pytest.raises(UserError, match="multiples of 16"):
@@ -100,22 +100,51 @@ def test_a_run_in_float8_learns_and_its_result_is_verified(
     assert after != plain["metrics_after"]["loss"]
 
 
+def test_any_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of a weight is a product over the tokens; the GPU's product checks its shapes, also without any data."""
+    pytest.importorskip("torchao", reason="needs torchao (pip install 'hfstrat[float8]')")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    layer = nn.Sequential(nn.Linear(32, 48, bias=False, device="meta", dtype=torch.bfloat16))
+    inside = float8.Float8Layers(layer, float8.config_for(torch.device("cuda")))
+    for tokens in (16, 24, 7):
+        with inside:
+            layer(torch.empty(tokens, 32, device="meta", dtype=torch.bfloat16, requires_grad=True)).sum().backward()
+        assert layer[0].weight.grad.shape == (48, 32)
+
+
+def test_a_device_without_float8_is_refused_before_anything_is_written(
+    models: Callable[..., Path], short_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "float8_is_installed", lambda: True)
+    text = RECIPE.replace("MODEL", str(models())).replace("ROWS", str(short_rows)).replace("RUN", str(tmp_path / "run"))
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"float8: true needs a GPU of compute capability 8\.9"):
+        run(load_recipe(str(tmp_path / "recipe.yaml"), ["training.float8=true"]))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "wrapping", "names"),
     [
         ({"strategy": {"name": "lora"}}, ALONE, "adapter"),
         ({}, FSDP, "sharded"),
         ({"objective": {"name": "grpo", "rewards": ["json_valid"]}}, ALONE, "generates"),
+        ({"strategy": {"name": "distill", "teacher": "t", "student": {"name": "full"}, "on_policy": True}}, ALONE, "generates"),
+        ({"strategy": {"name": "distill", "teacher": "t", "student": {"name": "lora"}}}, ALONE, "adapter"),
+        ({"strategy": {"name": "peft", "peft_type": "IA3"}}, ALONE, "adapter"),
     ],
 )
-def test_what_does_not_compute_in_float8_is_refused(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], wrapping: str, names: str
-) -> None:
+def test_what_does_not_compute_in_float8_is_refused(changes: dict[str, Any], wrapping: str, names: str) -> None:
     given = recipe_of(Path("model"), {"name": "full"}).model_dump(exclude_unset=True)
     recipe = Recipe.model_validate(given | {"training": {"float8": True}} | changes)
-    monkeypatch.setattr(preflight, "float8_is_installed", lambda: False)
-    with pytest.raises(UserError, match="pip install torchao"):
-        preflight.check_float8(recipe, wrapping)
-    monkeypatch.setattr(preflight, "float8_is_installed", lambda: True)
     with pytest.raises(UserError, match=names):
         preflight.check_float8(recipe, wrapping)
+
+
+def test_torchao_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.model_validate(
+        recipe_of(Path("model"), {"name": "full"}).model_dump(exclude_unset=True) | {"training": {"float8": True}}
+    )
+    monkeypatch.setattr(preflight, "float8_is_installed", lambda: False)
+    with pytest.raises(UserError, match="pip install torchao"):
+        preflight.check_float8(recipe, ALONE)

@@ -65,6 +65,7 @@ def test_a_frozen_head_is_one_product(tiny: Path) -> None:
         generation.continued(model, prompts, None, 3)
     assert products
     assert set(products) == {(model.config.hidden_size, vocabulary)}
+    assert not model.lm_head._forward_pre_hooks  # evaluations use the head without logits of all positions only as it is
     products.clear()
     with seen(), torch.no_grad():
         model(input_ids=torch.tensor([[5, 6], [7, 8]]), logits_to_keep=1)

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -416,8 +417,60 @@ def test_a_search_without_time_for_all_leaves_out_the_unlikely() -> None:
         assert some is not None
         assert some.count == (every.count if every.count >= len(others) else 1)
         assert some.seconds >= every.seconds
+    five = Candidates((), (*others, "e"), unlikely=("d", "e"))
+    counts = {bracket.count for left in range(20, 400, 5) if (bracket := schedule.plan(five, [], float(left), [])) is not None}
+    assert {5} < counts <= {1, 2, 3, 5, 6, 9, 12, 18, 27}
     candidates = Candidates((), others, unlikely=("a", "c", "d"))
     assert schedule.untried(candidates, []) == ["b", "a", "c", "d"]
     rung = Rung(0.5, 0.5, 10, 2, 6.0, 5.0, 0.0)
-    after = schedule.decide(candidates, [Trial(0, "b", 1, (rung,))], [Bracket(1, 5.0)], 100.0)
+    tried, first = [Trial(0, "b", 1, (rung,))], [Bracket(1, 5.0)]
+    after = schedule.decide(candidates, tried, first, 20.0)
     assert (after.do, after.trial) == ("train", 0)  # no other one is tried beside it
+    assert schedule.decide(candidates, tried, first, 100.0).do == "open"  # each of the others takes 6 of these seconds
+
+
+def test_after_a_failure_others_are_tried_also_the_unlikely() -> None:
+    """As long as there is time for one, whatever the first round left out."""
+    candidates = Candidates((), ("a", "b", "c"), can_vary=False, unlikely=("b", "c"))
+    first = schedule.plan(candidates, [], 40.0, [])
+    assert first is not None
+    assert first.count == 1
+    trials, brackets = [Trial(0, "a", 1, failed="it does not work")], [first]
+    for label in ("b", "c"):
+        action = schedule.decide(candidates, trials, brackets, 95.0)
+        assert action.do == "open"
+        assert action.opened is not None
+        brackets.append(action.opened)
+        action = schedule.decide(candidates, trials, brackets, 95.0)
+        assert (action.do, action.label) == ("new", label)
+        trials.append(Trial(len(trials), label, len(brackets), failed="it does not work"))
+    assert schedule.decide(candidates, trials, brackets, 95.0).do == "stop"
+
+
+@pytest.mark.parametrize("fixed", [3.0, 30.0])
+def test_every_decision_leads_on(fixed: float) -> None:
+    """Whatever a job was expected to cost, no round is opened for which nobody is asked, again and again."""
+    candidates = Candidates(("head",), ("a", "b", "c"), fixed=fixed)
+    for left in (12.0, 20.0, 28.0, 34.0, 60.0):
+        trials = [Trial(0, "head", 0, (Rung(0.5, 0.5, 0, 0, 3.0, 1.0, 0.0),), is_complete=True)]
+        brackets: list[Bracket] = []
+        remaining, opened = left, 0
+        for _ in range(200):
+            action = schedule.decide(candidates, trials, brackets, remaining)
+            opened = opened + 1 if action.do == "open" else 0
+            assert opened < 2
+            if action.do == "stop":
+                break
+            if action.do == "open":
+                assert action.opened is not None
+                brackets.append(action.opened)
+            elif action.do == "new":
+                trials.append(Trial(len(trials), action.label or "a", action.bracket))
+            else:
+                rung = Rung(0.6, 0.5, 10, 2, 2.0 + action.seconds, action.seconds, 0.0)
+                trials = [
+                    replace(trial, rungs=(*trial.rungs, rung)) if trial.number == action.trial else trial for trial in trials
+                ]
+                remaining -= 2.0 + action.seconds
+        else:
+            pytest.fail("the search does not end")
