@@ -73,7 +73,7 @@ def test_only_trained_layers_with_wide_enough_products(emulated: Any, models: Ca
     model.model.layers[0].requires_grad_(False)
     assert len(float8.Float8Layers(model, emulated).places) == every * (len(model.model.layers) - 1) / len(model.model.layers)
     model.requires_grad_(False)
-    with pytest.raises(UserError, match="no torch.nn.Linear is trained"):
+    with pytest.raises(UserError, match=r"no torch\.nn\.Linear is trained"):
         float8.Float8Layers(model, emulated)
     narrow = nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 16))
     with pytest.raises(UserError, match="multiples of 16"):
