@@ -25,37 +25,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.images import DATA, MODEL
+from benchmarks.images import DATA, MODEL, few_images
 from benchmarks.measure import RESULTS, ROOT, machine, write
 
 RESULT = RESULTS / "distill_images.json"
 WORK = ROOT / "runs" / "benchmarks" / "distill_images"
 FEW, EPOCHS = 200, 20
 WAYS = {"without": 0.0, "with": 0.9}  # weight of the teacher
-
-
-def images() -> Path:
-    """The first images of each class of the training archive, in folders."""
-    folder = WORK / "train"
-    if folder.is_dir():
-        return folder
-    taken: dict[str, int] = {}
-    with zipfile.ZipFile(DATA / "train.zip") as archive:
-        for name in sorted(name for name in archive.namelist() if name.endswith(".jpg")):
-            label = Path(name).parent.name
-            taken[label] = taken.get(label, 0) + 1
-            if taken[label] <= FEW:
-                place = folder.with_suffix(".partial") / label
-                place.mkdir(parents=True, exist_ok=True)
-                (place / Path(name).name).write_bytes(archive.read(name))
-    folder.with_suffix(".partial").rename(folder)
-    return folder
 
 
 def train(recipe: dict[str, Any], output: Path) -> dict[str, Any]:
@@ -96,7 +77,7 @@ def measure(way: str, seed: int) -> dict[str, Any]:
             "teacher_weight": WAYS[way],
             "student": student,
         },
-        "data": {"train": str(images()), "eval": str(DATA / "test.zip")},
+        "data": {"train": str(few_images(FEW, WORK)), "eval": str(DATA / "test.zip")},
         "training": {
             "num_train_epochs": EPOCHS,
             "global_batch_size": 64,

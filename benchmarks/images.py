@@ -65,9 +65,9 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def few_images() -> Path:
-    """The first images of each class of the training archive, in folders."""
-    folder = WORK / f"train-{FEW}"
+def few_images(count: int = FEW, work: Path = WORK) -> Path:
+    """The first images of each class of the training archive, in folders below `work`."""
+    folder = work / f"train-{count}"
     if folder.is_dir():
         return folder
     partial = folder.with_suffix(".partial")
@@ -76,7 +76,7 @@ def few_images() -> Path:
         for name in sorted(name for name in archive.namelist() if name.endswith(".jpg")):
             label = Path(name).parent.name
             taken[label] = taken.get(label, 0) + 1
-            if taken[label] <= FEW:
+            if taken[label] <= count:
                 (partial / label).mkdir(parents=True, exist_ok=True)
                 (partial / label / Path(name).name).write_bytes(archive.read(name))
     partial.rename(folder)
