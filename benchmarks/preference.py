@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
@@ -159,6 +160,7 @@ def one(name: str) -> dict[str, float]:
     tokens = tokens_of(pairs()[0], AutoTokenizer.from_pretrained(MODEL))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        os.environ["HFSTRAT_CACHE"] = str(folder / "cache")  # each run computes its reference
         if name.startswith("hfstrat"):
             found = run_hfstrat(folder, name.removeprefix("hfstrat-"))
         else:
