@@ -302,14 +302,12 @@ def estimate(fitted: Fitted, situation: Situation) -> Timed:
     """Step 3: the time of a run, and how many epochs the time limit allows."""
     situation = situation.given_to(fitted.candidate)
     candidate, steps_per_epoch, limit = fitted.candidate, situation.data.rows / GLOBAL_BATCH, situation.time
-    work, rate, takes = costs(fitted, situation, candidate.epochs)
+    work, rate, takes = costs(fitted, situation, None if situation.by_clock else candidate.epochs)
     timed = Timed(fitted, work, takes(candidate.epochs), candidate.epochs, band=rate.band)
-    if limit is None or (timed.seconds <= limit and not situation.by_clock):
+    if limit is None or timed.seconds <= limit:
         return timed
-    work, rate, takes = costs(fitted, situation, None)
-    timed = replace(timed, work=work, band=rate.band)
-    if takes(candidate.epochs) <= limit:
-        return replace(timed, seconds=takes(candidate.epochs))
+    if not situation.by_clock:
+        return estimate(fitted, replace(situation, by_clock=True))
     per_epoch = takes(1.0) - takes(0.0)
     possible = (limit - takes(0.0)) / per_epoch if per_epoch else 0.0
     least = min(LEAST_STEPS[candidate.strategy.needs_weights], steps_per_epoch)

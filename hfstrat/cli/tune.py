@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hfstrat.advisor import decide, generation, hardware, measure, recipes, speed
+from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.speed import Rate
 from hfstrat.cli import advise
 from hfstrat.engine import children
@@ -40,8 +41,8 @@ def adviser(options: Options) -> Advise:
 
     def advise_for(loaded: Mapping[str, Loaded], seconds: float) -> Advice:
         scored, unlikely, lines = scored_at_the_end(options, loaded, seconds)
-        sized = {label: own for label in loaded if (own := of_its_size(label, scored, options))}
-        loaded = {label: sized[label][1](one) if label in sized else one for label, one in loaded.items()}
+        new = new_models(scored, options)
+        loaded = {label: new[label].in_place_of(one) if label in new else one for label, one in loaded.items()}
         rate = speed.rate_of(hardware.find_device("auto"))
         predicted = recipes.predict(loaded, rate)
         limit = hardware.find_device("auto").memory
@@ -62,7 +63,7 @@ def adviser(options: Options) -> Advise:
             lines=lines,
             rows=rows,
             unlikely=unlikely,
-            sized={label: own for label, (own, _) in sized.items()},
+            sized={label: one.overrides for label, one in new.items()},
             **by_name,  # type: ignore[arg-type]
         )
 
@@ -72,8 +73,8 @@ def adviser(options: Options) -> Advise:
 def scored_at_the_end(
     options: Options, loaded: Mapping[str, Loaded], seconds: float
 ) -> tuple[tuple[decide.Scored, ...], tuple[str, ...], list[str]]:
-    """Strategies by their expected quality when the time is over, those that are hardly the best, and lines about what was
-    measured. Nothing for recipes, and where the command line changes the strategies: their own predictions order them.
+    """Strategies by their expected quality when the time is over, those that are unlikely to be the best, and lines about what
+    was measured. Nothing for recipes, and where the command line changes the strategies: their own predictions order them.
 
     Args:
         seconds: for measuring the probe and real steps; 0: at most how well the base predicts the texts, which a comparison
@@ -104,28 +105,35 @@ def scored_at_the_end(
         return (), (), lines
 
 
-def of_its_size(
-    label: str, scored: Sequence[decide.Scored], options: Options
-) -> tuple[list[str], Callable[[Loaded], Loaded]] | None:
-    """The settings of a new model of a size that suits the texts and the time, and what makes them of a recipe.
+class NewModel(NamedTuple):
+    """A new model of a size that suits the texts and the time: its strategy, and settings of `training`."""
 
-    None for other candidates, and for files.
-    """
-    each = next((one for one in scored if one.name == label and not one.candidate.strategy.needs_weights), None)
-    if each is None or each.candidate.data is not None:
-        return None
-    strategy, training = each.candidate.section, dict[str, float]()
-    rate = defaults.learning_rate(each.name, each.candidate.model.width)
-    if rate is not None and not any(override.startswith("training.learning_rate") for override in options.overrides):
-        training = {"learning_rate": rate}
-    own = [f"strategy={json.dumps(strategy)}", 'model.name_or_path=""', *(f"training.{k}={v}" for k, v in training.items())]
+    candidate: Candidate
+    training: dict[str, float]
 
-    def make(loaded: Loaded) -> Loaded:
-        recipe = loaded.recipe
-        changed = {"strategy": each.candidate.strategy, "training": recipe.training.model_copy(update=training)}
-        return replace(loaded, recipe=recipe.model_copy(update={**changed, "model": Model()}))
+    @property
+    def overrides(self) -> list[str]:
+        """What makes it of a recipe that has the shape of the base."""
+        own = [f"strategy={json.dumps(self.candidate.section)}", 'model.name_or_path=""']
+        return own + [f"training.{key}={value}" for key, value in self.training.items()]
 
-    return own, make
+    def in_place_of(self, loaded: Loaded) -> Loaded:
+        """That recipe with the overrides."""
+        training = loaded.recipe.training.model_copy(update=self.training)
+        own = {"strategy": self.candidate.strategy, "model": Model(), "training": training}
+        return replace(loaded, recipe=loaded.recipe.model_copy(update=own))
+
+
+def new_models(scored: Sequence[decide.Scored], options: Options) -> dict[str, NewModel]:
+    """Those of the strategies that train new weights, by their names; not for files, whose new models have a size already."""
+    found = {}
+    for each in (one.candidate for one in scored):
+        if each.strategy.needs_weights or each.data is not None:
+            continue
+        rate = defaults.learning_rate(each.name, each.model.width)
+        is_given = any(override.startswith("training.learning_rate") for override in options.overrides)
+        found[each.name] = NewModel(each, {} if rate is None or is_given else {"learning_rate": rate})
+    return found
 
 
 def has_new_weights(loaded: Mapping[str, Loaded]) -> bool:

@@ -147,7 +147,8 @@ def set_up(loaded: Loaded, world: Any, overwrite: bool) -> Job:
         progress = trainer_progress.ProgressReport(screen, batches.order, plan.time_limit, task.text.metrics)
         trainer = build_trainer(recipe, built.model, tokenizer, args, prepared, data, batches.sampler, progress, checkpoint)
         trainer.checkpoint, progress.trainer_counts = checkpoint, trainer.counts_tokens
-        trainer.products = products or trainer.products
+        if products is not None:
+            trainer.products = products
         if data.stream is not None:
             trainer.add_callback(StreamPosition(batches.rows, trainer.marker_state))
         outline, rows = sharded.outline(built.model), prepared.data

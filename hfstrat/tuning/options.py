@@ -78,7 +78,7 @@ class Advice:
     evaluation: by candidate, seconds of one evaluation on all held-out rows. rows: their number.
     step: by candidate, seconds of an optimizer step.
     samples: by candidate, seconds of the answers that the final run shows.
-    unlikely: candidates that are hardly the best.
+    unlikely: candidates that are unlikely to be the best.
     sized: by candidate with new weights, the settings of a model that suits data and time.
     """
 

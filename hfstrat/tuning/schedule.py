@@ -134,7 +134,7 @@ class Bracket:
 class Candidates:
     """What there is to choose from: strategies in the order of the advisor, those that take seconds apart from the others.
 
-    unlikely: those that the advisor hardly expects to be the best; they are tried with their default settings only if the time
+    unlikely: those that the advisor expects to be worse; they are tried with their default settings only if the time
         allows all strategies, or if the others fail.
     """
 
