@@ -39,6 +39,8 @@ class Model:
     shapes: the parameters of the checkpoint, each tied weight once; of a model of files those of its body.
     checkpoint: all parameters of the checkpoint.
     stem: what is before the blocks, where that is not a table.
+    whole: config.json; `config` has the keys of its text_config in their place.
+    tower, projector: of a vision-language model, whose `shapes` are those of its language model.
     stored: bytes of the checkpoint.
     dropout, attention_dropout: shares.
     by_hand: no weights exist, only sizes.
@@ -65,10 +67,14 @@ class Model:
     reads_files: bool = False
     checkpoint: Shapes = field(default_factory=dict, repr=False)
     stem: Stem = NO_STEM
+    whole: dict[str, Any] = field(default_factory=dict, repr=False)
+    tower: Model | None = field(default=None, repr=False)
+    projector: Shapes = field(default_factory=dict, repr=False)
 
     @property
     def parameters(self) -> int:
-        return sum(map(prod, self.shapes.values()))
+        beside = self.tower.parameters if self.tower is not None else 0
+        return sum(map(prod, self.shapes.values())) + sum(map(prod, self.projector.values())) + beside
 
     @property
     def layout(self) -> str:
@@ -82,6 +88,8 @@ class Model:
     def line(self) -> str:
         kind = "sizes given by hand" if self.by_hand else self.family
         words = "" if self.reads_files else f", {self.vocabulary:,} tokens, context {self.context:,}"
+        if self.tower is not None:
+            words += f"; {self.tower.family}: {self.tower.layers} layers of width {self.tower.width:,}"
         return f"{self.name}: {kind}, {self.parameters:,} parameters, {self.layers} layers of width {self.width:,}{words}"
 
 
@@ -185,6 +193,7 @@ def from_config(
         config=full,
         stored=stored or 2 * sum(map(prod, shapes.values())),
         folder=folder,
+        whole=config,
     )
 
 
@@ -269,19 +278,23 @@ class Block(NamedTuple):
 def live_blocks(model: Model, description: Description) -> list[Block]:
     """The blocks that gradients pass through: all from the lowest one with trainable parameters in or below it."""
     depth = count_blocks(description.shapes)
-    trained, adapted = ({height(name, depth) - 1 for name in names} for names in (description.names, description.adapted))
+    own = (description.names - description.beside, description.adapted - description.beside)
+    trained, adapted = ({height(name, depth) - 1 for name in names} for names in own)
     lowest = min(max(0, number) for number in (*trained, *adapted, depth))
+    if description.beside & (description.names | description.adapted):
+        lowest = 0
     return [Block(number in trained, number in adapted) for number in range(lowest, depth)]
 
 
 def trains_input(description: Description) -> bool:
     """Whether a parameter below the blocks is trained."""
-    return any(height(name, 0) == 0 for name in description.names)
+    return any(height(name, 0) == 0 for name in description.names - description.beside)
 
 
 def trains_stem(description: Description) -> bool:
     """Whether a convolution before the blocks is trained."""
-    return any(len(description.shapes[name]) > 2 and not BLOCK.search(name) for name in description.names)
+    own = description.names - description.beside
+    return any(len(description.shapes[name]) > 2 and not BLOCK.search(name) for name in own)
 
 
 def parameters_of(model: Model, task: Task, labels: int) -> tuple[Shapes, bool] | None:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hfstrat import strategies
-from hfstrat.advisor import architecture
+from hfstrat.advisor import architecture, towers
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.errors import UserError
@@ -90,7 +90,7 @@ def propose(name: str, model: Model, data: Survey, most: float = float("inf")) -
     built = strategies.build(strategy)
     built.check_task(TASKS[data.task])
     built.set_family(model.family, TASKS[data.task].text.generates)
-    description = built.describe(shapes, tied)
+    description = towers.describe(built, model, shapes, tied)
     if data.objective != "sft":  # states of pairs are not cached
         description = description._replace(keeps_prefix=False)
     return Candidate(name, section, strategy, model, description, epochs_of(name, data), own)
@@ -110,6 +110,8 @@ def _with_head(model: Model, data: Survey) -> tuple[Shapes, bool]:
         raise UserError(f"model: {model.family} is an encoder, not a causal LM")
     if not model.by_hand:
         task.model.check_architecture(model.name, model.config)
+    if model.tower is not None:
+        return towers.shapes_of(model), model.tied
     known = architecture.parameters_of(model, task, labels)
     return known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from hfstrat.advisor.files import Files
 from hfstrat.advisor.generation import Generation
+from hfstrat.advisor.pictures import Pictures
 from hfstrat.data import readers, sources
 from hfstrat.data.columns import filled
 from hfstrat.data.formats import Example
@@ -56,6 +57,8 @@ class Survey:
     generation: of the answers that the model writes in training; their lengths are in `lengths`.
     duplicates: share of the examples; None: not counted.
     files: of images and recordings.
+    pictures: of conversations with images.
+    own_sections: sections of a recipe beside `data` that are set for these examples.
     """
 
     source: str
@@ -77,6 +80,8 @@ class Survey:
     objective: str = "sft"
     generation: Generation | None = None
     files: Files | None = None
+    pictures: Pictures | None = None
+    own_sections: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sequences(self) -> int:
@@ -137,12 +142,13 @@ class Survey:
     @property
     def sections(self) -> dict[str, Any]:
         """Further sections of a recipe for these examples."""
-        return self.files.given.sections if self.files is not None else {}
+        return self.files.given.sections if self.files is not None else self.own_sections
 
     @property
     def reading(self) -> float:
         """Seconds to decode an example."""
-        return self.files.reading if self.files is not None else 0.0
+        found = self.files or self.pictures
+        return found.reading if found is not None else 0.0
 
     def scratch(self, parameters: float) -> tuple[Survey, str, dict[str, Any]]:
         """These files as a model with random weights is given them, its family, and keys of its config."""
@@ -173,8 +179,9 @@ class Survey:
         found = [
             f"{self.source}: {plural(self.rows, 'example')} ({self.format}), about {self.tokens:,.0f} tokens{share}",
             f"lengths in tokens{of}: median {middle:,.0f}, 99th percentile {high:,.0f}, maximum {self.lengths.max():,}; "
-            f"max_length {self.max_length:,} cuts off {self.cut_share:.1%} of the tokens; "
-            f"{self.duplicates or 0.0:.1%} duplicate examples",
+            f"max_length {self.max_length:,} cuts off {self.cut_share:.1%} of the tokens"
+            + (f"; {self.duplicates:.1%} duplicate examples" if self.duplicates is not None else ""),
+            *([self.pictures.line(self.lengths)] if self.pictures is not None else []),
             *self._of_labels(),
         ]
         for name, (mean, std) in self.targets.items():

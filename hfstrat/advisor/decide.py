@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from hfstrat.advisor import candidates, expected, hardware, memory, speed
+from hfstrat.advisor import candidates, expected, hardware, memory, speed, towers
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
@@ -287,6 +287,8 @@ def shape_of(data: Survey, sizes: tuple[int, int, int], once: bool, on_cpu: bool
         classifies=bool(data.outputs),
         widths=memory.batch_widths(data.pieces, micro, share, eval_rows, once),
         reads_words=data.files is None,
+        pixels=int(data.pictures.numbers.max()) if data.pictures is not None else 0,
+        image_tokens=int(data.pictures.tokens.max()) if data.pictures is not None else 0,
     )
 
 
@@ -365,6 +367,8 @@ def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float |
     elif epochs is None and not is_solved:
         description = description._replace(body_once=False, keeps_prefix=False)
     work = speed.work(candidate.model, description, length, data.supervised_share, recompute, epochs or 1.0)
+    if data.pictures is not None:
+        work = towers.with_tower(work, candidate.model, description, data.pictures, length, epochs or 1.0)
     if data.generation is not None and data.generation.is_rewarded:
         read = work.evaluation if data.generation.has_reference else 0.0
         return work._replace(training=work.training + read, evaluation=0.0)  # no loss of given answers is computed

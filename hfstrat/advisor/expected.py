@@ -85,7 +85,7 @@ class Expected:
 
 def task_of(data: Survey) -> str | None:
     """The kind of measured runs that such data can be compared with; None: there are none."""
-    if data.objective != "sft":
+    if data.objective != "sft" or data.pictures is not None:
         return None
     if TASKS[data.task].text.generates:
         return TEXT

@@ -1,8 +1,11 @@
-"""Statistics of images and recordings as predictions need them; see `hfstrat.advisor.files`. No torch."""
+"""Statistics of images, recordings and conversations with images as predictions need them. No torch, but for the last.
+
+See `hfstrat.advisor.files` and `hfstrat.advisor.pictures`.
+"""
 
 from __future__ import annotations
 
-from hfstrat.advisor import files
+from hfstrat.advisor import files, pictures, towers
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.data import sources
@@ -39,4 +42,28 @@ def survey_files(data: Data, task: Task, model: Model, recipe: Recipe, proposes:
     made.estimated, made.duplicates = found.estimated, None
     made.max_length = int(made.lengths.max())
     made.settings = data.model_dump(exclude_unset=True, exclude={"train"})
+    return made
+
+
+def survey_image_texts(data: Data, task: Task, model: Model, recipe: Recipe) -> Survey:
+    """Statistics of conversations with images, those of the first source; lengths are in tokens, those of images included.
+
+    Args:
+        recipe: with the settings of the image processor; its model is `model`.
+
+    Raises:
+        UserError: files that do not exist, cannot be read, or fit no model; an objective other than sft.
+    """
+    if recipe.objective.name != "sft":
+        raise UserError(f"objective: {recipe.objective.name}: memory and time of it with images are not predicted")
+    found = pictures.look(data, task, recipe)
+    made = Survey(data.train[0].path, task.name, found.rows, found.lengths, found.supervised_share, duplicates=None)
+    made.pictures, made.format, made.remarks = found.pictures(towers.patch_numbers(model)), found.kind, found.remarks
+    made.estimated = [found.estimated()] if found.estimated() else []
+    whole = -(-int(found.lengths.max()) // pictures.MULTIPLE) * pictures.MULTIPLE  # an image is never cut
+    is_set = "max_length" in data.model_fields_set
+    made.max_length = min(data.max_length if is_set else whole, model.context)
+    made.settings = data.model_dump(exclude_unset=True, exclude={"train"})
+    given = recipe.image.model_dump(exclude_unset=True)
+    made.own_sections = {"image": given} if given else {}
     return made

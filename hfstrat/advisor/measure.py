@@ -41,6 +41,8 @@ def obstacle(situation: Situation) -> str | None:
         return "it needs a model folder and data; sizes given by hand cannot be measured"
     if model.parameters > LARGEST and situation.device.is_cpu:
         return f"{model.parameters:,} parameters are too many for a CPU"
+    if data.pictures is not None:
+        return "steps with images and texts are not timed yet"
     if data.objective != "sft":
         return f"steps of objective {data.objective} are not timed yet"
     return None if importlib.util.find_spec("torch") else "torch is not installed"

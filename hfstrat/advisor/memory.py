@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hfstrat.advisor import towers
 from hfstrat.advisor.architecture import Block, Model, block_bytes, live_blocks, trains_input, trains_stem
 from hfstrat.advisor.hardware import Sharing, constants
 from hfstrat.models import rows_per_chunk
@@ -34,6 +35,7 @@ FEATURE_TOKENS = {True: 2048, False: 32_768}  # of a batch for pooled features, 
 POOLINGS, PROBED_LAYERS, PROBED, PROBED_BYTES = 2, 12, 2000, 256 * 2**20
 COPIES, FEATURE_COPIES = 2.0, 3.0  # of probed features: with those of the fit; of all: as made, as written, as read
 TF_IDF_ROWS = 20_000
+PIXEL_BYTES = 4.0
 PROBE = (2, 128)  # sequences and tokens whose logits are stored to compare the artifact with
 
 
@@ -92,6 +94,7 @@ class Shape:
     rows: training examples in total.
     widths: numbers of different batch widths in training and in evaluation.
     reads_words: whether examples are texts, of which TF-IDF is a baseline.
+    pixels, image_tokens: of the images of a sequence: numbers that the vision tower is given, and tokens.
     """
 
     length: int
@@ -107,6 +110,8 @@ class Shape:
     classifies: bool = False
     widths: tuple[int, int] = (1, 1)
     reads_words: bool = True
+    pixels: int = 0
+    image_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -120,7 +125,8 @@ class Phases:
         self.m, self.d, self.s, self.sharing = model, description, shape, sharing
         self.k = constants()["cpu" if shape.on_cpu else "cuda"]
         sizes = {name: prod(found) for name, found in description.shapes.items()}
-        self.matrices = {n: sizes[n] for n, s in description.shapes.items() if BLOCK.search(n) and len(s) == 2}
+        inside = description.beside.union(name for name in sizes if BLOCK.search(name))
+        self.matrices = {n: sizes[n] for n, s in description.shapes.items() if n in inside and len(s) == 2}
         adapters = sum(description.rank * sum(description.shapes[name]) for name in description.adapted)
         self.trainable = adapters + sum(sizes[name] for name in description.names)
         self.frozen = sum(count for name, count in sizes.items() if name not in description.names)
@@ -180,6 +186,7 @@ class Phases:
             "framework": self.k["framework"],
             "compiled kernels": self.kernels(),
             "baselines": self.k["baselines"] if self.s.classifies and self.s.reads_words else 0.0,
+            "pixels": PIXEL_BYTES * self.s.pixels * self.s.micro,
         }
 
     def kernels(self) -> float:
@@ -197,7 +204,7 @@ class Phases:
         """What autograd stores during one pass."""
         tokens, wide = self.s.tokens, self._wide()
         live = live_blocks(self.m, self.d)
-        ends = (2 * 4.0 * self.m.width + self._stem()) * tokens  # embeddings and the last norm
+        ends = (2 * 4.0 * self.m.width + self._stem()) * tokens + self._of_images()  # embeddings and the last norm
         if self.s.recompute:
             return ends + tokens * wide * self.m.width * len(live)
         return ends + sum(self._block(block) for block in live)
@@ -205,6 +212,17 @@ class Phases:
     def _stem(self) -> float:
         """Bytes for each position that autograd stores for the layers before the blocks."""
         return self._wide() * self.m.stem.numbers if trains_stem(self.d) else 0.0
+
+    def _patches(self) -> float:
+        """Positions of the vision tower for a sequence."""
+        return self.s.pixels / towers.patch_numbers(self.m) if self.m.tower is not None else 0.0
+
+    def _of_images(self) -> float:
+        """What autograd stores in a vision tower and its projector."""
+        if self.m.tower is None:
+            return 0.0
+        rows = self.s.micro
+        return towers.stored(self.m, self.d, self.s.compute, rows * self._patches(), rows * self.s.image_tokens)
 
     def volume(self) -> float:
         """What a pass allocates in small pieces."""
@@ -316,6 +334,8 @@ class Phases:
         rows = (self.s.eval_rows or 2 * self.s.micro) * self.s.length
         a, words = self.s.compute, self.m.vocabulary
         inside = rows * (a * 3.0 * self.m.inner + 4.0 * self.m.width * 4 + 4.0 * self._passing())
+        if self.m.tower is not None:
+            inside = max(inside, towers.passing(self.m, a, rows / self.s.length * self._patches()))
         head = 0.0
         if not self.s.classifies:
             chunk = min(rows, rows_per_chunk(words, self.m.width, False, self.s.on_cpu)) * words
@@ -329,6 +349,8 @@ class Phases:
         if self.d.body_once and self.s.classifies:
             return self.base()
         saved = 4.0 * self.trainable + (0.0 if self.d.rank else self.s.compute * float(self.frozen))
+        if self.m.tower is not None and self.d.saves_model:  # transformers converts it: see `hfstrat.models.converted`
+            saved += 4.0 * self.all
         return {**self.base(), "best weights": self.k["restored"] * saved, "allocator": self.retained()}
 
     def loading(self) -> dict[str, float]:

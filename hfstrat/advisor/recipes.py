@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from hfstrat import strategies
-from hfstrat.advisor import architecture, data, decide, expected, generation, hardware, memory, speed
+from hfstrat.advisor import architecture, data, decide, expected, generation, hardware, memory, speed, towers
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.candidates import Candidate
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Advice, Fitted, Scored, Situation, Timed
-from hfstrat.advisor.file_survey import survey_files
+from hfstrat.advisor.file_survey import survey_files, survey_image_texts
 from hfstrat.advisor.hardware import Device
 from hfstrat.advisor.memory import Shape
 from hfstrat.advisor.speed import Rate
@@ -249,17 +249,21 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     if recipe.training.packing == "dense":
         raise UserError("training.packing: dense: the number of steps depends on the tokenized data, and is not predicted")
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
-    if model.reads_files:
+    if model.tower is not None:
+        survey = survey_image_texts(recipe.data, task, model, recipe)
+    elif model.reads_files:
         survey = survey_files(recipe.data, task, model, recipe, proposes=False)
     else:
         survey = survey_texts(recipe, model)
     plain = model.by_hand and not model.reads_files
     known = (model.shapes, model.tied) if plain else architecture.parameters_of(model, task, survey.outputs)
+    if model.tower is not None:
+        known = towers.shapes_of(model), model.tied
     if known is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
     section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)
     built.set_family(model.family, task.text.generates)
-    description = built.describe(*known)
+    description = towers.describe(built, model, *known)
     if recipe.objective.name != "sft" or survey.generation is not None:
         description = description._replace(keeps_prefix=False)  # states of pairs, and of answers that change, are not cached
     return Candidate(strategy.name, section, strategy, model, description), survey
@@ -285,6 +289,8 @@ def _model(recipe: Recipe) -> Model:
     size, tokenizer, task = recipe.strategy.size, recipe.strategy.new_tokenizer, TASKS[recipe.task]
     if task.rows.kind is not None:
         return _of_files(recipe, task)
+    if task.model.sees_images:
+        return towers.read(architecture.read(recipe.model.name_or_path))
     if size is None:
         return architecture.read(recipe.model.name_or_path)
     return architecture.by_hand(str(size), tokenizer.vocab_size if tokenizer else 32_000, recipe.data.max_length)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hfstrat.advisor import architecture, decide, files, hardware, measure, measured_runs, recipes, show, speed
+from hfstrat.advisor import architecture, decide, files, hardware, measure, measured_runs, recipes, show, speed, towers
 from hfstrat.advisor import data as training_data
 from hfstrat.advisor.architecture import Model
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Situation
-from hfstrat.advisor.file_survey import survey_files
+from hfstrat.advisor.file_survey import survey_files, survey_image_texts
 from hfstrat.engine.entries import check_not_streamed
 from hfstrat.errors import UserError
 from hfstrat.recipe.load import load_data
@@ -165,6 +165,8 @@ def _model(request: Request, task: Task | None) -> Model:
     if request.model is not None:
         if request.vocab is not None:
             raise UserError("--vocab: --model already has a vocabulary; use --vocab only with --parameters")
+        if task is not None and task.model.sees_images:
+            return towers.read(architecture.read(request.model))
         return architecture.read(request.model, task)
     if request.parameters is None:
         raise UserError("--model: missing; give a model folder, a Hub id, or only a size: --parameters 1.1B")
@@ -184,6 +186,9 @@ def _data(request: Request, model: Model, task: Task | None) -> Survey:
         check_not_streamed(section)
         if section.train[0].path != request.data:
             raise UserError("data.train: --data already sets it; remove one of the two")
+        if model.tower is not None and task is not None:
+            named = recipe.model.model_copy(update={"name_or_path": str(model.folder or model.name)})
+            return survey_image_texts(section, task, model, recipe.model_copy(update={"model": named}))
         if task is not None:
             return survey_files(section, task, model, recipe)
         return training_data.survey(section, request.task, model.context, model.folder)

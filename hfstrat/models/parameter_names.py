@@ -55,7 +55,7 @@ def stages(shapes: dict[str, tuple[int, ...]], blocks: int) -> list[set[str]]:
     return found
 
 
-POSITIONS = re.compile(r"\.(?:wpe|\w*embeddings?)\.|(?:^|\.)embed_positions\.|(?:^|\.)shared\.")
+POSITIONS = re.compile(r"\.(?:wpe|pos_embed|\w*embeddings?)\.|(?:^|\.)embed_positions\.|(?:^|\.)shared\.")
 
 
 def embeddings_of(shapes: Shapes) -> str:

@@ -32,6 +32,7 @@ class Description(NamedTuple):
         keeps_prefix: outputs of the blocks below the lowest trainable one may be cached too, if these have no dropout or it is
             off (`still`).
         teacher: parameters of a frozen model next to it.
+        beside: parameters of another stack (a vision tower and its projector), whose outputs are inputs of the blocks.
     """
 
     footprint: Footprint
@@ -45,6 +46,7 @@ class Description(NamedTuple):
     keeps_prefix: bool = False
     still: bool = False
     teacher: int = 0
+    beside: frozenset[str] = frozenset()
 
     def checkpoint_bytes(self, base: int | None = None) -> int:
         """The size of one checkpoint.

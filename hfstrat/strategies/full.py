@@ -27,9 +27,11 @@ class AllWeights(Strategy[S]):
         return base.model
 
     def finish(self, model: nn.Module, base: Base) -> None:
-        from hfstrat.models.load import cast_weights
+        """In the precision of the checkpoint; in that of the forward pass where most weights are frozen, and are in it."""
+        from hfstrat.models.load import cast_weights, count_parameters
 
-        cast_weights(model, base.own_dtype)
+        trained, total = count_parameters(model)
+        cast_weights(model, base.own_dtype if 2 * trained >= total else base.compute_dtype)
 
 
 class Full(AllWeights[section.Full]):

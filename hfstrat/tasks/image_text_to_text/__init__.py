@@ -185,8 +185,6 @@ class ImageTextModel(LanguageModel):
 
     peft_type = None  # PEFT's class for causal LMs would be loaded on AutoModelForCausalLM
     sees_images = True
-    has_predicted_costs = False
-    costs_unknown = "how many positions an image takes is decided by the code of its processor"
     auto_class = "AutoModelForImageTextToText"
     architecture = "ForConditionalGeneration"
     if_missing = "it is no vision-language model or is damaged"
