@@ -349,8 +349,8 @@ class Phases:
         if self.d.body_once and self.s.classifies:
             return self.base()
         saved = 4.0 * self.trainable + (0.0 if self.d.rank else self.s.compute * float(self.frozen))
-        if self.m.tower is not None and self.d.saves_model:  # transformers converts it: see `hfstrat.models.converted`
-            saved += 4.0 * self.all
+        if self.d.saves_model and self.s.compute == 2 and towers.is_converted(self.m):
+            saved += 4.0 * self.frozen  # in a model of float32, see `hfstrat.models.converted`
         return {**self.base(), "best weights": self.k["restored"] * saved, "allocator": self.retained()}
 
     def loading(self) -> dict[str, float]:

@@ -80,6 +80,11 @@ def patch_numbers(model: Model) -> int:
     return prod(next(shape for shape in model.tower.shapes.values() if len(shape) >= 4)[1:])
 
 
+def is_converted(model: Model) -> bool:
+    """Whether transformers renames the parameters of a vision-language model, which are in `model.` after loading."""
+    return model.tower is not None and not all(name.startswith("model.") for name in model.tower.shapes)
+
+
 def apart(name: str) -> str:
     """The name of a tower's parameter without a number of a block, which is about the blocks of the language model."""
     return BLOCK.sub(lambda found: f".{found.group(0).strip('.').replace('.', '-')}.", name)

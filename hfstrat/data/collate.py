@@ -136,6 +136,10 @@ class TokenCollator(ABC):
                 batch[name][index, :length] = torch.as_tensor(row[name])
         return batch
 
+    def of_epoch(self, rows: Any, place: int, epoch: int) -> dict[str, Any]:
+        """The row at a place as it is in an epoch, for a collator that `varies`."""
+        return {**rows[place], "epoch": epoch}
+
     def encode_labels(self, values: list[Any]) -> torch.Tensor:
         """The `label` of rows as they are in a batch."""
         if self.labels is None:

@@ -37,7 +37,7 @@ def sheet_of(data: Any) -> tuple[Any, int]:
     from hfstrat.data.image_batches import ImageCollator, open_row
 
     processor = data.renderer
-    collate = ImageCollator(processor, len(data.label_names) if data.many else None)
+    collate = ImageCollator(processor, len(data.label_names), data.many)
     views = VIEWS if collate.varies else 1
     places = np.unique(np.linspace(0, len(data.train) - 1, min(ROWS, len(data.train))).astype(int))
     side = min(MOST, max(LEAST, processor.height))
@@ -45,8 +45,8 @@ def sheet_of(data: Any) -> tuple[Any, int]:
     pen = ImageDraw.Draw(sheet)
     for number, place in enumerate(places.tolist()):
         row, top = data.train[place], GAP + number * (side + BAND + GAP)
-        epochs = [{"epoch": epoch} for epoch in range(views)] if collate.varies else [{}]
-        pixels = collate([row | extra for extra in epochs])["pixel_values"]
+        given = [collate.of_epoch(data.train, place, epoch) for epoch in range(views)] if collate.varies else [row]
+        pixels = collate(given)["pixel_values"]
         images = [ImageOps.pad(open_row(row), (side, side), color=PAPER)]
         images += [seen(one.numpy(), processor.processor).resize((side, side), Image.Resampling.NEAREST) for one in pixels]
         for column, image in enumerate(images):

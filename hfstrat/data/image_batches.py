@@ -18,6 +18,7 @@ from hfstrat.recipe.images import Augmentation
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MIXED = 1  # begins another sequence of random numbers than that of the changes of the image
 RATIO = 4 / 3  # of the sides of a random crop, at most
 
 
@@ -126,33 +127,61 @@ def crop_box(
 class ImageCollator(TokenCollator):
     """Collates rows of images: `pixel_values` float32 `[B, C, H, W]` and `labels` as `ClassCollator` has them.
 
-    Rows with an `epoch` are those of training, which are augmented.
+    Rows with an `epoch` are those of training, which are augmented. With `mixup` (arXiv 1710.09412) each of them has a
+    `partner` and a `share`: pixels are `share` of its own and the rest of the partner's, and so are labels, float32
+    `[B, classes]`.
 
     Args:
-        labels: the number of labels, where a row may have several; None for one per row.
+        classes: their number; 0 for boxes, whose batches have other labels.
+        many: whether a row may have several.
     """
 
     pads = packs = False
     sizes_batches = True
     multiple, pad_token_id = 1, 0
 
-    def __init__(self, processor: ImageProcessor, labels: int | None = None) -> None:
-        self.processor, self.labels, self.varies = processor, labels, processor.augmentation is not None
+    def __init__(self, processor: ImageProcessor, classes: int = 0, many: bool = False) -> None:
+        self.processor, self.classes, self.varies = processor, classes, processor.augmentation is not None
+        self.labels = classes if many else None
         self.size = [processor.height, processor.width]  # what cached features depend on, as is the next
         self.settings = sorted(f"{key}={value}" for key, value in processor.processor.to_dict().items())
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        images = [open_row(row) for row in rows]
-        if self.varies and all("epoch" in row for row in rows):
-            each = zip(images, rows, strict=True)
-            pixels = torch.stack([self.processor.augmented(image, int(row["row"]), int(row["epoch"])) for image, row in each])
-        else:
-            pixels = self.processor.pixels(images)
-        return {"pixel_values": pixels, "labels": self.encode_labels([row["label"] for row in rows])}
+        if not self.varies or not all("epoch" in row for row in rows):
+            pixels = self.processor.pixels([open_row(row) for row in rows])
+            return {"pixel_values": pixels, "labels": self.encode_labels([row["label"] for row in rows])}
+        pixels, marks = self._augmented(rows), self.encode_labels([row["label"] for row in rows])
+        if not all("partner" in row for row in rows):
+            return {"pixel_values": pixels, "labels": marks}
+        partners = [row["partner"] for row in rows]
+        shares = torch.tensor([row["share"] for row in rows], dtype=torch.float32)
+        pixels = _mixed(pixels, self._augmented(partners), shares)
+        theirs = self.encode_labels([row["label"] for row in partners])
+        if self.labels is None:
+            marks, theirs = (torch.nn.functional.one_hot(each, self.classes).float() for each in (marks, theirs))
+        return {"pixel_values": pixels, "labels": _mixed(marks, theirs, shares)}
+
+    def _augmented(self, rows: list[dict[str, Any]]) -> torch.Tensor:
+        found = [self.processor.augmented(open_row(row), int(row["row"]), int(row["epoch"])) for row in rows]
+        return torch.stack(found)
+
+    def of_epoch(self, rows: Any, place: int, epoch: int) -> dict[str, Any]:
+        row, wanted = super().of_epoch(rows, place, epoch), self.processor.augmentation
+        if wanted is None or not wanted.mixup:
+            return row
+        source = np.random.default_rng((self.processor.seed, epoch, int(row["row"]), MIXED))
+        partner, share = int(source.integers(len(rows))), float(source.beta(wanted.mixup, wanted.mixup))
+        return {**row, "partner": super().of_epoch(rows, partner, epoch), "share": share}
 
     def with_teacher(self, has_types: bool) -> Self:
         """The same: a teacher is given the pixels of the student."""
         return self
+
+
+def _mixed(ours: torch.Tensor, theirs: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Rows of two tensors `[B, ...]`, `shares` `[B]` of the first and the rest of the second."""
+    each = shares.reshape(-1, *(1,) * (ours.dim() - 1))
+    return each * ours + (1 - each) * theirs
 
 
 def open_row(row: dict[str, Any]) -> Image:

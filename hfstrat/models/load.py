@@ -224,16 +224,26 @@ def compute_dtype(wanted: str) -> torch.dtype:
 def set_precision(model: nn.Module, compute: torch.dtype) -> None:
     """Cast frozen weights to `compute` and trainable ones to float32, so that small updates are not lost.
 
-    A norm of which only the bias or only the weight is trained is in float32 as a whole: kernels take one type for both.
+    A norm of which only the bias or only the weight is trained is in float32 as a whole: kernels take one type for both. What
+    needs no cast is copied if other weights are cast: it would keep the whole file of the checkpoint mapped.
     """
     import torch
 
+    from hfstrat.models import vision_parts
+
+    joined = vision_parts.of_one_type(model)
+    is_joined_trained = any(parameter.requires_grad for module in joined for parameter in module.parameters(recurse=False))
+    is_narrowed = any(
+        parameter.is_floating_point() and not parameter.requires_grad and parameter.dtype.itemsize > compute.itemsize
+        for parameter in model.parameters()
+    )
     for module in model.modules():
         own = [parameter for parameter in module.parameters(recurse=False) if parameter.is_floating_point()]
         is_norm = all(parameter.dim() < 2 for parameter in own)
         for parameter in own:
             trained = any(other.requires_grad for other in own) if is_norm else parameter.requires_grad
-            parameter.data = parameter.data.to(torch.float32 if trained else compute)
+            trained |= is_joined_trained and module in joined
+            parameter.data = parameter.data.to(torch.float32 if trained else compute, copy=is_narrowed)
     if not all(parameter.requires_grad for parameter in model.parameters()):
         _cast_buffers(model, compute)
         for module in model.modules():  # statistics of a batch norm that is trained have the type of its weights

@@ -37,6 +37,7 @@ FAMILIES: dict[str, Prefixes] = {
     **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), IDEFICS),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v"), QWEN),
 }
+CASTING = ("smolvlm",)  # families that give the features of images the type of their first weight
 
 
 def prefixes_of(model: Any) -> Prefixes:
@@ -90,6 +91,18 @@ def use_all(model: Any) -> Callable[[], None]:
         return prefixes is None or role_of(name, prefixes) != LANGUAGE
 
     return unused_parameters.use_all(model, is_behind_images, lambda inputs: inputs.get("pixel_values") is None)
+
+
+def of_one_type(model: Any) -> list[Any]:
+    """The modules of a vision-language model whose weights need one type: the input embeddings, and that of the first weight.
+
+    The features of images get the type of the first weight, which is in the tower, and are put among the embeddings, which fails
+    if these have another one.
+    """
+    if getattr(getattr(model, "config", None), "model_type", "") not in CASTING:
+        return []
+    first = next((module for module in model.modules() if any(True for _ in module.parameters(recurse=False))), None)
+    return [*model.get_input_embeddings().modules(), first]  # PEFT may have wrapped the embeddings
 
 
 def module_of(model: Any, role: str) -> tuple[str, Any] | None:

@@ -15,6 +15,7 @@ class Augmentation(NamedTuple):
     crop: float = 0.5
     flip: bool = True
     color: float = 0.2
+    mixup: float = 0.0
 
 
 DEFAULT = Augmentation()
@@ -44,6 +45,13 @@ class Images(Section):
     color: float = Field(
         DEFAULT.color, ge=0, lt=1, description="Most change of brightness, contrast and saturation, as a share; 0: none"
     )
+    mixup: float = Field(
+        DEFAULT.mixup,
+        ge=0,
+        le=4,
+        description="Mix each training image and its label with another one, by a share from Beta(mixup, mixup) "
+        "(arXiv 1710.09412), for task: image-classification; 0: no mixing, usual: 0.1 to 0.8",
+    )
 
     processor_kwargs: dict[str, Any] = Field(
         {},
@@ -60,7 +68,7 @@ class Images(Section):
     @property
     def changes(self) -> Augmentation:
         """The changes of an augmentation that is on."""
-        return Augmentation(self.crop, self.flip, self.color)
+        return Augmentation(self.crop, self.flip, self.color, self.mixup)
 
     @model_validator(mode="after")
     def _changes_are_used(self) -> Images:

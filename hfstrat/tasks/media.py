@@ -292,10 +292,21 @@ class MediaTask(Task):
             raise UserError(f"training.packing: {given}: examples of {self.name} are not packed; set auto or false")
 
 
-def check_augmentation(key: str, augmentation: str, recipe: Recipe, noun: str) -> None:
-    """Refuse an augmentation where everything is computed once. Raises UserError."""
-    if augmentation == "on" and not recipe.strategy.takes_augmented:
-        raise UserError(
-            f"{key}.augmentation: strategy {recipe.strategy.name} computes the features of each {noun} once, so that they "
-            "cannot vary; set off or auto"
-        )
+def check_augmentation(key: str, recipe: Recipe, noun: str) -> None:
+    """Refuse an augmentation where everything is computed once, and the settings of one that is off.
+
+    Args:
+        key: the section of the recipe.
+
+    Raises:
+        UserError: there is such a setting.
+    """
+    wanted, strategy = getattr(recipe, key), recipe.strategy
+    once = f"strategy {strategy.name} computes the features of each {noun} once, so that they cannot vary"
+    if wanted.augmentation == "on" and not strategy.takes_augmented:
+        raise UserError(f"{key}.augmentation: {once}; set off or auto")
+    usual = type(wanted.changes)()
+    changed = next((name for name, value in wanted.changes._asdict().items() if value != getattr(usual, name)), None)
+    if wanted.augmentation == "auto" and changed is not None and not strategy.augments:
+        cure = f"set {key}.augmentation: on, or remove it" if strategy.takes_augmented else f"remove it ({once})"
+        raise UserError(f"{key}.{changed}: augmentation is off for strategy {strategy.name}; {cure}")

@@ -117,17 +117,17 @@ class TrainData:
 
 
 class EpochRows(Dataset[dict[str, Any]]):
-    """Training examples that vary between epochs: index `epoch * rows + row` is that row with its `epoch`."""
+    """Training examples that vary between epochs: index `epoch * rows + row` is that row as `collate` has it in that epoch."""
 
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
+    def __init__(self, rows: Any, collate: Any) -> None:
+        self.rows, self.collate = rows, collate
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, row = divmod(int(index), len(self.rows))
-        return {**self.rows[row], "epoch": epoch}
+        return self.collate.of_epoch(self.rows, row, epoch)  # type: ignore[no-any-return]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         return [self[index] for index in indices]
@@ -186,7 +186,7 @@ def make_batches(recipe: Recipe, data: TrainData, lengths: np.ndarray, base: Bas
     if plan.dense and not (collate.pads and collate.packs):
         reason = collate.unpacked_because if collate.pads else "they are features of one size"
         raise UserError(f"{wanted}: these examples are not packed: {reason}; set auto or false, and global_batch_size")
-    rows, changed = (EpochRows(data.train), ", augmented in each epoch") if varies else (data.train, "")
+    rows, changed = (EpochRows(data.train, collate), ", augmented in each epoch") if varies else (data.train, "")
     if not collate.pads:  # features and images: nothing pads
         return Batches(order, rows, order, collate, plan, f"examples of one size{changed}")
     padding = packing.padding_share(order, plan.micro_batch, collate.multiple)

@@ -21,7 +21,7 @@ from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Situation
 from hfstrat.advisor.file_survey import survey_image_texts
 from hfstrat.advisor.hardware import Device
-from hfstrat.advisor.speed import ASSUMED, Rate
+from hfstrat.advisor.speed import ASSUMED, Rate, Work
 from hfstrat.cli.advise import Request, advise
 from hfstrat.errors import UserError
 from hfstrat.models.blocks import evaluating
@@ -90,7 +90,7 @@ def test_tokens_and_positions_are_those_of_the_run(
     family: str, make: Callable[[str], Path], rows: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(make(family), rows, tmp_path / "run", TRAINED["full"])
-    model, found = surveyed(make(family), recipe)
+    found = surveyed(make(family), recipe)[1]
     strategy = strategies.build(recipe.strategy)
     processor, data = strategy.read(recipe)
     everything = np.concatenate([data.lengths, np.asarray(data.eval["length"][:])])
@@ -109,7 +109,8 @@ def test_tokens_and_positions_are_those_of_the_run(
     with evaluating(base.model), _first_block(tower[1]).register_forward_pre_hook(keep), torch.no_grad():
         base.model(**TASK.rows.inputs_of(data, row, 0))
     predicted = found.pictures.numbers.max() / found.pictures.patch
-    assert predicted == pytest.approx(sum(passed), rel=0.07), "a class token for each image is not counted"
+    tiles = 0.25 if family in ("llava_next", "llava_onevision") else 0  # those that pad a batch are not run
+    assert 0.93 * sum(passed) <= predicted <= (1.01 + tiles) * sum(passed), "a class token for each image is not counted"
 
 
 def _first_block(tower: Any) -> Any:
@@ -162,18 +163,19 @@ def test_where_a_gradient_passes(make: Callable[[str], Path], rows: Path, tmp_pa
 
 
 def test_training_more_takes_more_memory_and_time(make: Callable[[str], Path], rows: Path, tmp_path: Path) -> None:
-    def of(name: str, **training: Any) -> tuple[float, float]:
-        recipe = recipe_of(make("gemma3"), rows, tmp_path / "run", TRAINED[name], **training)
+    def of(name: str, epochs: float) -> tuple[float, Work]:
+        recipe = recipe_of(make("gemma3"), rows, tmp_path / "run", TRAINED[name], per_device_train_batch_size=4)
+        candidate, survey = recipes.candidate_of(recipe)
         found = recipes.predict_one(recipe, Rate(ASSUMED, ""))[0]
-        return float(found["memory_bytes"]), float(found["seconds"])
+        return float(found["memory_bytes"]), decide.work_of(candidate, survey, False, epochs)
 
-    batch = {"per_device_train_batch_size": 4, "global_batch_size": 4, "num_train_epochs": 1}
-    (frozen, quick), (everything, slow) = of("full", **batch), of("all", **batch)
+    (frozen, once), (everything, whole) = of("full", 1), of("all", 1)
     assert frozen < everything
-    assert quick < slow
-    more = dict(batch, num_train_epochs=3)
-    per_epoch = [(of(name, **more)[1] - of(name, **batch)[1]) / 2 for name in ("full", "all")]
-    assert per_epoch[0] < per_epoch[1], "the features of a frozen tower are computed once"
+    assert once.training < whole.training
+    _, cached = of("full", 3)
+    assert cached.training < once.training, "the features of a frozen tower are computed once"
+    assert cached.once == pytest.approx(once.training - cached.training)
+    assert of("all", 3)[1] == whole
 
 
 def test_pixels_and_patches_count(make: Callable[[str], Path], rows: Path, tmp_path: Path) -> None:
@@ -242,6 +244,8 @@ def test_what_cannot_be_predicted_is_refused_with_the_reason(make: Callable[[str
     (rows.parent / "broken.png").write_bytes(b"no image")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "<image>What is it?", "completion": "a cat", "images": ["missing.png"]}\n')
-    with pytest.raises(UserError, match="missing.png"):
-        survey_image_texts(recipe_of(make("llava"), bad, tmp_path / "run", TRAINED["full"]).data, TASK, towers.read(model), recipe)
+    with pytest.raises(UserError, match=r"missing\.png"):
+        survey_image_texts(
+            recipe_of(make("llava"), bad, tmp_path / "run", TRAINED["full"]).data, TASK, towers.read(model), recipe
+        )
     assert loaded(make("llava"), "llava") is not None

@@ -212,7 +212,7 @@ def test_several_labels(tmp_path: Path, processor: ImageProcessor) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read(file, processor)
     assert found.many
-    batch = ImageCollator(processor, len(found.label_names))([found.train[0], found.train[1]])
+    batch = ImageCollator(processor, len(found.label_names), True)([found.train[0], found.train[1]])
     assert batch["labels"].shape == (2, 4)
 
 
@@ -507,7 +507,7 @@ def test_an_image_that_disappears_is_named(tmp_path: Path, processor: ImageProce
     path = Path(found.train[0]["path"])
     path.unlink()
     with pytest.raises(UserError, match="no such file; it could be read when the data were prepared"):
-        ImageCollator(processor)([found.train[0]])
+        ImageCollator(processor, 3)([found.train[0]])
 
 
 # augmentation
@@ -551,11 +551,39 @@ def test_a_crop_is_inside_of_the_image(share: float, size: tuple[int, int]) -> N
 
 def test_rows_without_an_epoch_are_not_augmented(tmp_path: Path, processor: ImageProcessor) -> None:
     found = read(folder_of_classes(tmp_path / "images", 4), processor)
-    changed = ImageCollator(ImageProcessor(processor_of("vit"), 8, Augmentation(), 1))
+    changed = ImageCollator(ImageProcessor(processor_of("vit"), 8, Augmentation(), 1), 3)
     rows = [found.train[0], found.train[1]]
-    plain = ImageCollator(processor)(rows)["pixel_values"]
+    plain = ImageCollator(processor, 3)(rows)["pixel_values"]
     assert bool((changed(rows)["pixel_values"] == plain).all())
     assert not bool((changed([row | {"epoch": 0} for row in rows])["pixel_values"] == plain).all())
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_mixed_images_are_shares_of_two_and_depend_on_no_batch(tmp_path: Path, processor: ImageProcessor, many: bool) -> None:
+    from hfstrat.trainer.train_data import EpochRows
+
+    found = read(folder_of_classes(tmp_path / "images", 4), processor)
+    train = [{**row, "label": [row["label"]] if many else row["label"]} for row in found.train]
+    mixing = ImageProcessor(processor_of("vit"), 8, Augmentation(mixup=0.4), 1)
+    collate, plain = ImageCollator(mixing, 3, many), ImageCollator(ImageProcessor(processor_of("vit"), 8, Augmentation(), 1), 3)
+    rows = EpochRows(train, collate)
+    some = [rows[place] for place in range(len(train) + 6)]  # of two epochs
+    batch = collate(some)
+    assert batch["labels"].dtype == batch["pixel_values"].dtype == torch.float32
+    assert torch.allclose(batch["labels"].sum(1), torch.ones(len(some)))
+    for number, row in enumerate(some):
+        alone = collate([row])
+        assert torch.equal(alone["pixel_values"][0], batch["pixel_values"][number])
+        whole = {key: value for key, value in row.items() if key not in ("partner", "share")}
+        one, two = (plain([{**each, "label": 0}])["pixel_values"][0] for each in (whole, row["partner"]))
+        assert torch.allclose(batch["pixel_values"][number], row["share"] * one + (1 - row["share"]) * two, atol=1e-6)
+        expected = torch.zeros(3)
+        for each, share in ((row, row["share"]), (row["partner"], 1 - row["share"])):
+            expected[each["label"][0] if many else each["label"]] += share
+        assert torch.allclose(batch["labels"][number], expected)
+    assert some[0]["share"] != some[len(train)]["share"], "another one in the next epoch"
+    assert len({round(row["share"], 6) for row in some}) == len(some)
+    assert len({row["partner"]["row"] for row in some}) > 3
 
 
 def test_a_task_is_detected_from_the_columns() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers.vision_language import FAMILIES, conversations, loaded
 
 from hfstrat.data.image_chats import prepare
@@ -17,6 +18,7 @@ from hfstrat.errors import UserError
 from hfstrat.models import vision_parts
 from hfstrat.models.fused_loss import bind_head_loss
 from hfstrat.recipe.data import Data
+from hfstrat.recipe.load import load_recipe
 from hfstrat.tasks import TASKS
 
 FAST = ("llava", "qwen2_5_vl")
@@ -198,3 +200,48 @@ def test_every_parameter_has_a_role(family: str, made: Any) -> None:
     vision_parts.freeze(model, ["vision", "language"])
     trained = {vision_parts.role_of(name, prefixes) for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"projector"}
+
+
+TRAINED: tuple[dict[str, Any], ...] = (
+    {"name": "full"},
+    {"name": "full", "freeze": []},
+    {"name": "full", "freeze": ["language"]},
+    {"name": "full", "freeze": ["vision", "language"]},
+    {"name": "full", "freeze": ["vision", "projector"]},
+    {"name": "partial", "last_n_layers": 1},
+    {"name": "partial", "last_n_layers": 1, "embeddings": True},
+    {"name": "lora"},
+    {"name": "lora", "freeze": []},
+    {"name": "lora", "modules_to_save": ["embed_tokens"]},
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_choice_of_parts_trains_in_16_bits(family: str, made: Any, chats: Path, tmp_path: Path) -> None:
+    """Trained weights are in float32 and frozen ones in bfloat16: families that cast to the type of one of them still run."""
+    from hfstrat import strategies
+    from hfstrat.models.load import set_precision
+
+    strategy = None
+    for section in TRAINED:
+        given = {"task": "image-text-to-text", "model": str(made(family)), "strategy": section, "data": {"train": str(chats)}}
+        recipe = load_recipe("recipe.yaml", [], yaml.safe_dump({**given, "output_dir": str(tmp_path / "run")})).recipe
+        if strategy is None:
+            processor, data = strategies.build(recipe.strategy).read(recipe)
+        strategy = strategies.build(recipe.strategy)
+        model = strategy.build_model(strategy.load(recipe, processor, data)).train()
+        set_precision(model, torch.bfloat16)
+        kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
+        assert (True, torch.bfloat16) not in kinds
+        batch = ImageTextCollator(processor, 8, False)([row for row in rows_of(data) if row["images"]])
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+        assert torch.isfinite(loss), section
+        moved = [p for p in model.parameters() if p.requires_grad and p.grad is not None and bool(p.grad.abs().sum() > 0)]
+        assert moved, section
+        if section.get("freeze") != ["language"] and "modules_to_save" not in section:
+            frozen = [p for p in model.parameters() if not p.requires_grad]
+            assert sum(p.numel() for p in frozen if p.dtype == torch.float32) <= 0.35 * sum(p.numel() for p in frozen) + 1, (
+                section
+            )

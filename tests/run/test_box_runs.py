@@ -1,13 +1,10 @@
-"""Complete runs of detectors: strategies, resumes, processes, and what other commands and a pipeline make of a result."""
+"""Complete runs of detectors: strategies, resumes, and what other commands and a pipeline make of a result."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from helpers.detectors import CLASSES, SIDE, box_recipe, folder_of_boxes, make_detector
-from helpers.distributed import in_world, same
 from helpers.runs import folder_of, run, stop_at, weights
 
 from hfstrat.errors import RunError, UserError
@@ -116,38 +112,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert report["result"]["resumed_from"]
     one, other = weights(whole), weights(folder_of(loaded))
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_bit_for_bit(model_of: Callable[..., Path], images: Path, tmp_path: Path) -> None:
-    """kill -9 while the second checkpoint is written or later."""
-    steps = ("training.max_steps=8", "training.save_steps=1", "training.load_best_model_at_end=false")
-    whole, _ = trained(tmp_path / "whole", model_of(), images, *steps)
-    file = box_recipe(tmp_path / "killed", model_of(), images)
-    words = [sys.executable, "-m", "hfstrat", "train", str(file), *steps]
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    end = time.monotonic() + 240
-    while len(list((tmp_path / "killed").glob("run/checkpoint-*"))) < 2 and child.poll() is None and time.monotonic() < end:
-        time.sleep(0.02)
-    assert child.poll() is None
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
-    report = run(load_recipe(str(file), list(steps)))
-    assert report["result"]["resumed_from"]
-    one, other = weights(whole), weights(tmp_path / "killed" / "run")
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.mark.slow
-def test_two_processes_are_one(model_of: Callable[..., Path], images: Path, tmp_path: Path) -> None:
-    """The images of a step on two processes, with as many boxes as they happen to have, give the same run."""
-    options = ["model.dtype=float32", "training.load_best_model_at_end=false", "training.learning_rate=1e-4"]
-    file = str(box_recipe(tmp_path, model_of(), images))
-    asked = [{"name": "two", "recipe": file, "overrides": [*options, f"output_dir={tmp_path / 'two'}"]}]
-    two = in_world(tmp_path, asked, HFSTRAT_CACHE=str(tmp_path / "cache"))["two"]["result"]
-    report = run(load_recipe(file, [*options, f"output_dir={tmp_path / 'one'}"]))
-    same(report["result"], two, (tmp_path / "one", tmp_path / "two"))
-    assert two["metrics_after"] == pytest.approx(report["result"]["metrics_after"], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -187,6 +187,19 @@ def test_a_cache_of_augmented_images_is_refused(model_of: Callable[..., Path], i
         trained(tmp_path, model_of(), images, strategy="head", image={"augmentation": "on", "crop": 0.4})
 
 
+def test_a_run_on_mixed_images_learns_and_is_measured_on_whole_ones(
+    model_of: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    mixing = {"mixup": 0.3, "crop": 0.9}
+    split = {"per_device_train_batch_size": 2}
+    folder, report = trained(tmp_path / "a", model_of(), images, "model.dtype=float32", image=mixing)
+    assert after(report)["accuracy"] > 0.8, "the classes are colors"
+    other, again = trained(tmp_path / "b", model_of(), images, "model.dtype=float32", image=mixing, training=split)
+    assert again["result"]["plan"]["micro_batch"] == 2 != report["result"]["plan"]["micro_batch"]
+    one, two = weights(folder), weights(other)
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one), "however the batch is split"
+
+
 def test_running_statistics_of_a_frozen_body_stay(model_of: Callable[..., Path], images: Path, tmp_path: Path) -> None:
     """An adapter does not hold them, so training must not change them."""
     from safetensors.torch import load_file
@@ -381,6 +394,22 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("focal", {"strategy": "head", "training": {"class_weights": "focal"}}, "the focal loss has no exact solution; set"),
     ("image_size", {"image": {"image_size": 4}}, "image.image_size = 4: expected a whole number, at least 8"),
     ("crop", {"image": {"crop": 0.0}}, "image.crop = 0.0: expected"),
+    ("crop of none", {"strategy": "head", "image": {"crop": 0.3}}, "image.crop: augmentation is off for strategy head; remove"),
+    (
+        "mixup of none",
+        {"strategy": {"name": "partial", "last_n_layers": 1}, "image": {"mixup": 0.3}},
+        "image.mixup: augmentation is off for strategy partial; set image.augmentation: on",
+    ),
+    (
+        "mixup of focal",
+        {"image": {"mixup": 0.3}, "training": {"class_weights": "focal"}},
+        "image.mixup: 0.3: the focal loss is for one class per image",
+    ),
+    (
+        "mixup of a student",
+        {"strategy": {"name": "distill", "teacher": ".", "student": "full"}, "image": {"mixup": 0.3, "augmentation": "on"}},
+        "image.mixup: 0.3: a student learns the classes of whole images",
+    ),
     ("changes of none", {"image": {"augmentation": "off", "flip": False}}, "augmentation is off; set augmentation: on"),
     ("other task", {"task": "text-classification", "image": {"image_size": 64}}, "image: it is for task: image-classification"),
 ]

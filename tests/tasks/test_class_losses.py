@@ -175,3 +175,20 @@ def set_counter() -> Callable[..., Any]:
         return int(items)
 
     return count
+
+
+@pytest.mark.parametrize("weights", [(), (0.5, 2.0, 0.5)])
+def test_shares_of_classes_have_the_shares_of_their_losses(weights: tuple[float, ...]) -> None:
+    """Mixup (arXiv 1710.09412): the loss of a mixed row is that of both of its classes, and a step is a mean over rows."""
+    logits = torch.randn(6, 3, generator=torch.manual_seed(0), dtype=torch.float64)
+    first, second, share = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([1, 1, 0, 2, 2, 0]), torch.linspace(0, 1, 6).double()
+    each = [torch.nn.functional.one_hot(labels, 3).double() for labels in (first, second)]
+    shares = share[:, None] * each[0] + (1 - share)[:, None] * each[1]
+    weight = torch.tensor(weights or (1.0, 1.0, 1.0), dtype=torch.float64)
+    plain = [torch.nn.functional.cross_entropy(logits, labels, reduction="none") * weight[labels] for labels in (first, second)]
+    expected = float((share * plain[0] + (1 - share) * plain[1]).mean())
+    assert math.isclose(float(class_loss({"logits": logits}, shares, weights=weights, mixes=True)), expected)
+    parts = [class_loss({"logits": logits[rows]}, shares[rows], 18, weights, mixes=True) for rows in (slice(0, 2), slice(2, 6))]
+    assert math.isclose(float(sum(parts)), expected), "the Trainer counts the numbers of the labels"
+    whole = class_loss({"logits": logits}, first, weights=weights, mixes=True)
+    assert math.isclose(float(whole), float(plain[0].mean())), "rows of an evaluation have one class"

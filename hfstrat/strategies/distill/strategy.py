@@ -97,6 +97,8 @@ class Distill(Strategy[section.Distill]):
         wanted = self.section
         if recipe.training.class_weights is not None:
             raise UserError("training.class_weights: a student learns the classes as its teacher weighs them; remove it")
+        if recipe.image.mixup:
+            raise UserError(f"image.mixup: {recipe.image.mixup:g}: a student learns the classes of whole images; remove it")
         if recipe.image.precompute is True:
             raise UserError(
                 "image.precompute: true: the teacher is given the images of each batch, and not the features of the student's "

@@ -237,7 +237,7 @@ class AudioClassification(MediaTask):
         check_installed()
         super().check(recipe)
         check_speechbrain(recipe.model.name_or_path)
-        check_augmentation("audio", recipe.audio.augmentation, recipe, "recording")
+        check_augmentation("audio", recipe, "recording")
 
 
 def check_speechbrain(source: str) -> None:

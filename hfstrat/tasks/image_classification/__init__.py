@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from hfstrat.data.image_files import IMAGE
 from hfstrat.data.image_rows import OUR_COLUMNS, ImageFormat, ImageSource
@@ -78,7 +78,7 @@ class ImageRows(MediaRows):
     def collator(self, base: Base, data: Any, tokenizer: Any, multiple: int) -> Any:
         from hfstrat.data.image_batches import ImageCollator
 
-        return ImageCollator(tokenizer, len(data.label_names) if data.many else None)
+        return ImageCollator(tokenizer, len(data.label_names), data.many)
 
     def worst_row(self, data: Any, length: int) -> dict[str, Any]:
         return dict(data.train[0])  # all images have the size of the model
@@ -148,6 +148,9 @@ class ImageModel(MediaModel):
 class ImageMetrics(MediaMetrics):
     """Metrics of classes of images."""
 
+    def for_training(self, recipe: Recipe, data: Any) -> Self:
+        return replace(super().for_training(recipe, data), mixes=bool(recipe.image.mixup) and not data.many)
+
 
 class ImageText(MediaText):
     """Predictions are class names with probabilities."""
@@ -180,7 +183,7 @@ class ImageTask(MediaTask):
         super().check(recipe)
         if recipe.training.train_sampling_strategy == "group_by_length":
             raise UserError("training.train_sampling_strategy: group_by_length: images have no length; set auto or random")
-        check_augmentation("image", recipe.image.augmentation, recipe, "image")
+        check_augmentation("image", recipe, "image")
 
 
 class ImageClassification(ImageTask):
@@ -191,3 +194,11 @@ class ImageClassification(ImageTask):
     model = ImageModel()
     metrics = ImageMetrics()
     text = ImageText()
+
+    def check(self, recipe: Recipe) -> None:
+        super().check(recipe)
+        if recipe.image.mixup and recipe.training.class_weights == "focal":
+            raise UserError(
+                f"image.mixup: {recipe.image.mixup:g}: the focal loss is for one class per image, and a mixed image has two; "
+                "set class_weights: balanced, or mixup: 0"
+            )

@@ -387,6 +387,10 @@ class ObjectDetection(ImageTask):
         check_matching()
         if recipe.training.class_weights is not None:
             raise UserError(f"training.class_weights: it is for classifiers; remove it for task: {self.name}")
+        if recipe.image.mixup:
+            raise UserError(
+                f"image.mixup: {recipe.image.mixup:g}: it mixes the classes of images; remove it for task: {self.name}"
+            )
         check_one_stack(recipe, "a detector has a backbone and a decoder")
 
 

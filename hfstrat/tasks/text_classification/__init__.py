@@ -114,6 +114,7 @@ class ClassMetrics(Metrics):
 
     weights: tuple[float, ...] = ()  # of the classes in the training loss; empty: equal
     gamma: float = 0.0  # of the focal loss in training; 0: cross-entropy
+    mixes: bool = False  # whether training labels are shares of the classes
 
     names: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "macro_f1", "micro_f1", "rows")
     shares: ClassVar[tuple[str, ...]] = ("accuracy",)
@@ -136,7 +137,7 @@ class ClassMetrics(Metrics):
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         from hfstrat.tasks.text_classification.scores import class_loss
 
-        return class_loss(outputs, labels, num_items_in_batch, self.weights, self.gamma)
+        return class_loss(outputs, labels, num_items_in_batch, self.weights, self.gamma, self.mixes)
 
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         from hfstrat.tasks.text_classification.scores import class_sums

@@ -159,6 +159,7 @@ def class_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     weights: Sequence[float] = (),
     gamma: float = 0.0,
+    mixes: bool = False,
 ) -> torch.Tensor:
     """A classifier's loss summed over this micro-batch and divided by the items of the whole optimizer step.
 
@@ -169,9 +170,15 @@ def class_loss(
     Args:
         weights: of the classes, for one class per row; the divisor stays the number of rows.
         gamma: of the focal loss `(1 - p)^gamma * -log p` (Lin et al. 2017, arXiv 1708.02002), for one class per row.
+        mixes: whether labels `[B, L]` are shares of the classes of a row, which add up to 1: their cross-entropy, an item is a
+            row.
     """
     import torch
 
+    if mixes and labels.is_floating_point():
+        total = mixed_nll(outputs["logits"], labels, weights).sum()
+        count = len(labels) if num_items_in_batch is None else num_items_in_batch / labels.shape[1]
+        return total / torch.as_tensor(count, device=total.device).clamp(min=1)
     nll = class_nll(outputs["logits"], labels)
     if gamma:
         nll = (1 - torch.exp(-nll)).pow(gamma) * nll
@@ -180,6 +187,17 @@ def class_loss(
     total = nll.sum()
     count = labels.numel() if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
+def mixed_nll(logits: torch.Tensor, shares: torch.Tensor, weights: Sequence[float] = ()) -> torch.Tensor:
+    """The cross-entropy of each row `[B]` (nats), from logits and the shares of its classes, `[B, L]` each."""
+    import torch
+
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    of_classes = -logits.log_softmax(-1) * shares.to(logits.dtype)
+    if weights:
+        of_classes = of_classes * torch.tensor(weights, dtype=logits.dtype, device=logits.device)
+    return of_classes.sum(1)
 
 
 def class_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
