@@ -92,8 +92,8 @@ class Found:
 
     def pictures(self, patch: int) -> Pictures:
         found = self.sample
-        counts = (np.asarray(each, dtype=np.int64) for each in (found.images, found.tokens, found.numbers))
-        return Pictures(*counts, patch, statistics.median(found.seconds[1:] or found.seconds or [0.0]))
+        images, tokens, numbers = (np.asarray(each, dtype=np.int64) for each in (found.images, found.tokens, found.numbers))
+        return Pictures(images, tokens, numbers, patch, statistics.median(found.seconds[1:] or found.seconds or [0.0]))
 
     def estimated(self) -> str:
         """In words, where the sample is not all rows."""
@@ -137,7 +137,8 @@ def _look(data: Data, task: Task, recipe: Recipe) -> Found:
     renderer = task.rows.renderer(task.rows.load_processor(recipe), data.template, data.chat_template_kwargs)
     sample, until = _Sample(), time.monotonic() + SECONDS
     for place in draw.permutation(len(chosen)):
-        _measure(sample, *chosen[place], reading, renderer)
+        number, example = chosen[place]
+        _measure(sample, number, example, reading, renderer)
         if time.monotonic() > until and len(sample.lengths) > 1:
             break
     stats = Statistics(data.train[0].path, warnings=[*reading.remarks, *source.remarks()])

@@ -248,6 +248,8 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
     """The recipe's own strategy and data. Raises UserError for what cannot be read without torch."""
     if recipe.training.packing == "dense":
         raise UserError("training.packing: dense: the number of steps depends on the tokenized data, and is not predicted")
+    if recipe.image.views > 1:
+        raise UserError(f"image.views: {recipe.image.views}: memory and time of several views are not predicted")
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
     if model.tower is not None:
         survey = survey_image_texts(recipe.data, task, model, recipe)

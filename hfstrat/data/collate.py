@@ -111,6 +111,7 @@ class TokenCollator(ABC):
     pads = True
     sizes_batches = True  # whether examples run through the complete model, so that memory limits their number
     varies = False  # whether an example is another one in each epoch, so that nothing of it can be cached
+    views = 1  # of each example whose features are computed once
     selects_rows = False
     units: Any = None  # of the model's outputs, where they are numbers and no logits
     is_paired = False  # whether an example is two sequences
@@ -137,7 +138,7 @@ class TokenCollator(ABC):
         return batch
 
     def of_epoch(self, rows: Any, place: int, epoch: int) -> dict[str, Any]:
-        """The row at a place as it is in an epoch, for a collator that `varies`."""
+        """The row at a place as it is in an epoch, for a collator that `varies`; or in a view, for one with several."""
         return {**rows[place], "epoch": epoch}
 
     def encode_labels(self, values: list[Any]) -> torch.Tensor:

@@ -38,15 +38,16 @@ def sheet_of(data: Any) -> tuple[Any, int]:
 
     processor = data.renderer
     collate = ImageCollator(processor, len(data.label_names), data.many)
-    views = VIEWS if collate.varies else 1
+    views = VIEWS if collate.varies else min(VIEWS, collate.views)
     places = np.unique(np.linspace(0, len(data.train) - 1, min(ROWS, len(data.train))).astype(int))
     side = min(MOST, max(LEAST, processor.height))
     sheet = Image.new("RGB", ((views + 1) * (side + GAP) + GAP, len(places) * (side + BAND + GAP) + GAP), PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, place in enumerate(places.tolist()):
         row, top = data.train[place], GAP + number * (side + BAND + GAP)
-        given = [collate.of_epoch(data.train, place, epoch) for epoch in range(views)] if collate.varies else [row]
-        pixels = collate(given)["pixel_values"]
+        first = 0 if collate.varies else 1  # the first of several views is the image itself
+        given = [collate([row])] * first + [collate([collate.of_epoch(data.train, place, n)]) for n in range(first, views)]
+        pixels = [batch["pixel_values"][0] for batch in given]
         images = [ImageOps.pad(open_row(row), (side, side), color=PAPER)]
         images += [seen(one.numpy(), processor.processor).resize((side, side), Image.Resampling.NEAREST) for one in pixels]
         for column, image in enumerate(images):

@@ -30,16 +30,19 @@ class ImageProcessor:
         patch: pixels of a side of the model's patches, which give the `tokens` of an image.
         augmentation: of training images; None for none.
         seed: of the augmentation.
+        views: fixed ones of each training image, in the place of others in each epoch; 1: none.
     """
 
     pad_token_id = eos_token = None
     max_length = 0
     template = ""
 
-    def __init__(self, processor: Any, patch: int, augmentation: Augmentation | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, processor: Any, patch: int, augmentation: Augmentation | None = None, seed: int = 0, views: int = 1
+    ) -> None:
         from PIL import Image
 
-        self.processor, self.augmentation, self.seed = processor, augmentation, seed
+        self.processor, self.augmentation, self.seed, self.views = processor, augmentation, seed, views
         shapes = {tuple(self.pixels([Image.new("RGB", size)]).shape[-2:]) for size in ((48, 64), (64, 48), (64, 64))}
         if len(shapes) > 1:
             raise UserError(
@@ -141,13 +144,14 @@ class ImageCollator(TokenCollator):
     multiple, pad_token_id = 1, 0
 
     def __init__(self, processor: ImageProcessor, classes: int = 0, many: bool = False) -> None:
-        self.processor, self.classes, self.varies = processor, classes, processor.augmentation is not None
-        self.labels = classes if many else None
+        self.processor, self.classes, self.views = processor, classes, processor.views
+        self.varies, self.labels = processor.augmentation is not None and self.views == 1, classes if many else None
+        self.changes = [*processor.augmentation, processor.seed] if self.views > 1 and processor.augmentation else None
         self.size = [processor.height, processor.width]  # what cached features depend on, as is the next
         self.settings = sorted(f"{key}={value}" for key, value in processor.processor.to_dict().items())
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        if not self.varies or not all("epoch" in row for row in rows):
+        if self.processor.augmentation is None or not all("epoch" in row for row in rows):
             pixels = self.processor.pixels([open_row(row) for row in rows])
             return {"pixel_values": pixels, "labels": self.encode_labels([row["label"] for row in rows])}
         pixels, marks = self._augmented(rows), self.encode_labels([row["label"] for row in rows])

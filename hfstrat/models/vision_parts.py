@@ -96,7 +96,7 @@ def use_all(model: Any) -> Callable[[], None]:
 def of_one_type(model: Any) -> list[Any]:
     """The modules of a vision-language model whose weights need one type: the input embeddings, and that of the first weight.
 
-    The features of images get the type of the first weight, which is in the tower, and are put among the embeddings, which fails
+    The features of images get the type of the first weight, which is in the tower, and are put among the embeddings. This fails
     if these have another one.
     """
     if getattr(getattr(model, "config", None), "model_type", "") not in CASTING:

@@ -53,6 +53,14 @@ class Images(Section):
         "(arXiv 1710.09412), for task: image-classification; 0: no mixing, usual: 0.1 to 0.8",
     )
 
+    views: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="With strategy head, the number of fixed views of each training image: the image itself and random "
+        "changes of it (crop, flip, color)",
+    )
+
     processor_kwargs: dict[str, Any] = Field(
         {},
         description="For task: image-text-to-text, settings of the model's image processor, such as {max_pixels: 262144} or "

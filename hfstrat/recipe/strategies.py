@@ -22,6 +22,7 @@ class StrategySection(Section):
     refuses: ClassVar[dict[str, str]] = {}  # of tasks: why it does not support them
     augments: ClassVar[bool] = False  # whether training images and recordings are augmented by default
     takes_augmented: ClassVar[bool] = True  # whether they may be
+    takes_views: ClassVar[bool] = False  # whether it may compute features of several fixed views of each image
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with
 
@@ -266,6 +267,7 @@ class Head(StrategySection):
         "full, freeze: [vision, language]} to train it alone",
     }
     takes_augmented: ClassVar[bool] = False
+    takes_views: ClassVar[bool] = True
     layer: int | Literal["auto"] = Field(
         "auto", description="The block after which the body ends, from 1; auto: by a probe on training examples"
     )

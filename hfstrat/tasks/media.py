@@ -305,6 +305,8 @@ def check_augmentation(key: str, recipe: Recipe, noun: str) -> None:
     once = f"strategy {strategy.name} computes the features of each {noun} once, so that they cannot vary"
     if wanted.augmentation == "on" and not strategy.takes_augmented:
         raise UserError(f"{key}.augmentation: {once}; set off or auto")
+    if getattr(wanted, "views", 1) > 1:
+        return  # of the changes
     usual = type(wanted.changes)()
     changed = next((name for name, value in wanted.changes._asdict().items() if value != getattr(usual, name)), None)
     if wanted.augmentation == "auto" and changed is not None and not strategy.augments:

@@ -200,6 +200,26 @@ def test_a_run_on_mixed_images_learns_and_is_measured_on_whole_ones(
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one), "however the batch is split"
 
 
+def test_views_are_rows_of_the_head_and_are_computed_once(
+    model_of: Callable[..., Path], images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    section = {"name": "head", "layer": 2}
+    plain, _ = trained(tmp_path / "plain", model_of(), images, strategy=section)
+    changes = {"views": 3, "crop": 0.4}
+    folder, report = trained(tmp_path / "views", model_of(), images, strategy=section, image=changes)
+    assert "features of 3 views of each training image computed once" in capfd.readouterr().out
+    assert report["result"]["head"]["views"] == 3
+    assert report["result"]["verified"]["bit_equal"]
+    again, _ = trained(tmp_path / "again", model_of(), images, strategy=section, image=changes)
+    assert "features of 3 views of each training image from the cache" in capfd.readouterr().out
+    one, two, three = (weights(each) for each in (plain, folder, again))
+    assert all(torch.equal(two[name], three[name]) for name in two)
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+    other, _ = trained(tmp_path / "other", model_of(), images, strategy=section, image=changes | {"crop": 0.9})
+    assert "computed once" in capfd.readouterr().out, "other views are other features"
+    assert any(not torch.equal(two[name], value) for name, value in weights(other).items())
+
+
 def test_running_statistics_of_a_frozen_body_stay(model_of: Callable[..., Path], images: Path, tmp_path: Path) -> None:
     """An adapter does not hold them, so training must not change them."""
     from safetensors.torch import load_file
@@ -400,6 +420,18 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"strategy": {"name": "partial", "last_n_layers": 1}, "image": {"mixup": 0.3}},
         "image.mixup: augmentation is off for strategy partial; set image.augmentation: on",
     ),
+    ("views of full", {"image": {"views": 4}}, "image.views: 4: they are for strategy head, and not for full; remove it"),
+    (
+        "views then full",
+        {"strategy": {"name": "head", "then": "full"}, "image": {"views": 4}},
+        "image.views: 4: strategy.then trains on other changes in each epoch",
+    ),
+    (
+        "views in steps",
+        {"strategy": {"name": "head", "solver": "trainer"}, "image": {"views": 4}},
+        "image.views: 4: they are for a linear head that is solved",
+    ),
+    ("mixed views", {"strategy": "head", "image": {"views": 4, "mixup": 0.2}}, "image.mixup: 0.2: views are of one image"),
     (
         "mixup of focal",
         {"image": {"mixup": 0.3}, "training": {"class_weights": "focal"}},

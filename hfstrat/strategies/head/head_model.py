@@ -108,10 +108,16 @@ def set_linear(layer: nn.Linear, solved: Linear) -> None:
 
 
 class FeatureRows(Dataset[dict[str, torch.Tensor]]):
-    """Features `[n, H]` with their labels (`[n]` or `[n, K]`), indexed by batch; `units` of numbers."""
+    """Features `[n, H]` with their labels (`[n]` or `[n, K]`), indexed by batch; `units` of numbers.
 
-    def __init__(self, features: torch.Tensor, labels: torch.Tensor, units: output_scale.Units | None = None) -> None:
-        self.features, self.labels, self.units = features, labels, units
+    Args:
+        views: how many rows each example has, as `Pooled` orders them.
+    """
+
+    def __init__(
+        self, features: torch.Tensor, labels: torch.Tensor, units: output_scale.Units | None = None, views: int = 1
+    ) -> None:
+        self.features, self.labels, self.units, self.views = features, labels, units, views
 
     def __len__(self) -> int:
         return len(self.features)

@@ -93,7 +93,7 @@ class SolvedTrainer(StrategyTrainer):
         bias = model.head[0].bias is not None
         classes = model.head[0].out_features
         each = self.metrics.row_weights(rows.labels)
-        layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED, each)
+        layer, strength = solve(rows.features, rows.labels, classes, self.strength, bias, rows.units, SEED, each, rows.views)
         self.facts["l2"] = float(strength)
         set_linear(model.head[0], layer)
         self.state.global_step = self.state.max_steps = 1
@@ -127,6 +127,11 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     if not by_transformers:
         sentence_transformers.check_installed()
     exact = is_exact(strategy, pooled)
+    if pooled.views > 1 and not exact:
+        raise UserError(
+            f"image.views: {pooled.views}: a head on {plural(len(pooled.train), 'row')} of features is not solved in seconds; "
+            "set strategy.solver: exact, or fewer views"
+        )
     width = pooled.train.shape[1]
     hidden = strategy.hidden_size if strategy.head == "mlp" else None
     scale = None if exact else Scale.of(pooled.train, centered=bias)
@@ -139,9 +144,10 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
     sample = {name: value for name, value in batch.items() if name != "labels"}
     found = facts(pooled, exact) | ({"contrastive": trained} if trained else {})
     built = ClassifierHead(model, base, by_transformers, sample, pooled.eval[:SAMPLE], found)
-    train = FeatureRows(pooled.train, pooled.train_labels, units)
+    train = FeatureRows(pooled.train, pooled.train_labels, units, pooled.views)
     held = FeatureRows(pooled.eval, pooled.eval_labels, units)
-    base.say(f"features {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}")
+    of_views = f" of {pooled.views} views of each training image" if pooled.views > 1 else ""
+    base.say(f"features{of_views} {'from the cache' if pooled.from_cache else f'computed once in {pooled.seconds:.0f} s'}")
     return replace(data, train=train, eval=held, collate=FeatureCollator(), facts=data.facts | {"head": found}), built
 
 
@@ -182,6 +188,7 @@ def facts(pooled: Pooled, exact: bool) -> dict[str, Any]:
         "features_from_cache": pooled.from_cache,
         "solved_exactly": exact,
         "features_seconds": pooled.seconds,
+        **({"views": pooled.views} if pooled.views > 1 else {}),
     }
 
 

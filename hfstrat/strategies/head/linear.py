@@ -123,6 +123,7 @@ def solve(
     units: Units | None,
     seed: int,
     row_weights: torch.Tensor | None = None,
+    views: int = 1,
 ) -> tuple[Linear, float]:
     """The optimal head for raw features: `fit_logistic`, or ridge regression where the outputs have `units`.
 
@@ -131,7 +132,7 @@ def solve(
         row_weights: how much each example counts in a logistic regression, `[n]`; None: equally.
     """
     if units is None:
-        return fit_logistic(features, labels, classes, strength, bias, seed, row_weights)
+        return fit_logistic(features, labels, classes, strength, bias, seed, row_weights, views)
     constant, targets = None, labels.double()
     if not bias:
         constant = constant_direction(features[:CONSTANT_ROWS])
@@ -148,6 +149,7 @@ def fit_logistic(
     bias: bool = True,
     seed: int = 0,
     row_weights: torch.Tensor | None = None,
+    views: int = 1,
 ) -> tuple[Linear, float]:
     """Fit a logistic regression: multinomial for labels `[n]`, one per label for `[n, K]` of 0 and 1.
 
@@ -159,6 +161,7 @@ def fit_logistic(
         strength: by default the one of `STRENGTHS` with the lowest loss on a held-out fifth of the examples.
         bias: whether the layer has one.
         row_weights: how much the loss of each example counts, `[n]`, of mean 1; None: equally.
+        views: how many rows each example has: rows `i`, `i + n / views`, ... are of the same one, which is held out as a whole.
 
     Returns:
         The layer for raw features, and the strength.
@@ -167,7 +170,7 @@ def fit_logistic(
     x = scale.apply(features)
     start = None
     if strength is None:
-        strength, start = choose_strength(x, labels, classes, bias, seed, row_weights)
+        strength, start = choose_strength(x, labels, classes, bias, seed, row_weights, views)
     start = torch.zeros(classes, x.shape[1] + bias) if start is None else start
     # float32 first, float64 for the last steps
     near = minimize(x, labels, start.float(), strength, bias, tolerance=1e-4, row_weights=row_weights)
@@ -175,28 +178,43 @@ def fit_logistic(
     return scale.fold(*split(exact, bias)), strength
 
 
-def out_of_fold(features: torch.Tensor, labels: torch.Tensor, strength: float | None, bias: bool) -> torch.Tensor:
+def out_of_fold(
+    features: torch.Tensor, labels: torch.Tensor, strength: float | None, bias: bool, views: int = 1
+) -> torch.Tensor:
     """Logits of logistic regressions for the examples that each was not fitted on, `[n, K]` in float32.
 
     Args:
         features, labels: `[n, H]`, and `[n, K]` of 0 and 1.
         strength: of the penalty; by default chosen for each part.
+        views: as for `fit_logistic`.
     """
-    part = torch.randperm(len(features), generator=torch.Generator().manual_seed(0)) % FOLDS
+    examples = len(features) // views
+    part = (torch.randperm(examples, generator=torch.Generator().manual_seed(0)) % FOLDS).repeat(views)
     found = torch.empty(len(features), labels.shape[1])
     for fold in range(FOLDS):
         held = part == fold
-        layer, _ = fit_logistic(features[~held], labels[~held], labels.shape[1], strength, bias)
+        layer, _ = fit_logistic(features[~held], labels[~held], labels.shape[1], strength, bias, views=views)
         found[held] = layer.logits(features[held]).float()
     return found
 
 
 def choose_strength(
-    x: torch.Tensor, labels: torch.Tensor, classes: int, bias: bool, seed: int, row_weights: torch.Tensor | None = None
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    bias: bool,
+    seed: int,
+    row_weights: torch.Tensor | None = None,
+    views: int = 1,
 ) -> tuple[float, torch.Tensor]:
-    """The strength with the lowest held-out loss, and its weights; each fit starts from the previous one."""
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    held, kept = order[: max(1, len(x) // 5)], order[max(1, len(x) // 5) :]
+    """The strength with the lowest held-out loss, and its weights; each fit starts from the previous one.
+
+    Of examples that are held out the first view counts, which is the example itself.
+    """
+    examples = len(x) // views
+    order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))
+    held, rest = order[: max(1, examples // 5)], order[max(1, examples // 5) :]
+    kept = torch.cat([rest + view * examples for view in range(views)])
     of_kept, of_held = (None if row_weights is None else row_weights[part] for part in (kept, held))
     weights = torch.zeros(classes, x.shape[1] + bias)
     found: list[tuple[float, float, torch.Tensor]] = []

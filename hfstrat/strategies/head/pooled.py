@@ -128,7 +128,10 @@ SLICE = 16_384  # rows whose features are in memory at a time
 
 @dataclass
 class Pooled:
-    """Features `[n, H]` of the training and evaluation examples, their labels, and the body cut at their layer."""
+    """Features `[n, H]` of the training and evaluation examples, their labels, and the body cut at their layer.
+
+    views: of each training example, one after another: first of all examples the first, and so on.
+    """
 
     body: Body
     layer: int
@@ -141,6 +144,7 @@ class Pooled:
     table: list[Candidate]
     from_cache: bool
     seconds: float
+    views: int = 1
 
 
 def pool_rows(body: Body, data: TrainData, classes: int, layer: int | str, poolings: Sequence[str], seed: int) -> Pooled:
@@ -170,7 +174,9 @@ def pool_rows(body: Body, data: TrainData, classes: int, layer: int | str, pooli
         built.append(True)
         return _build(target, body, data, labels, classes, layers, poolings, seed)
 
-    count = len(data.train) + len(data.eval)
+    views = data.collate.views
+    trained = views * len(data.train)
+    count = trained + len(data.eval)
     text = f"pooled features of {plural(count, 'example')}, {type(body.model).__name__}"
     entry = data.group.fetch("features", cache.fingerprint(inputs), text, build, needed=4 * count * body.width)
     features, value = read(entry.path, body.width), entry.value
@@ -178,14 +184,15 @@ def pool_rows(body: Body, data: TrainData, classes: int, layer: int | str, pooli
         body,
         layer=int(value["layer"]),
         pooling=str(value["pooling"]),
-        train=features[: len(data.train)],
-        eval=features[len(data.train) :],
-        train_labels=labels,
+        train=features[:trained],
+        eval=features[trained:],
+        train_labels=torch.cat([labels] * views),
         eval_labels=data.collate.encode_labels(data.eval["label"][:]),
         classes=classes,
         table=[Candidate(*each) for each in value["table"]],
         from_cache=not built,
         seconds=time.monotonic() - started,
+        views=views,
     )
 
 
@@ -219,14 +226,21 @@ def _build(
     return {"layer": layer, "pooling": pooling, "table": [list(each) for each in table]}
 
 
+def _view(collate: Any, number: int) -> Any:
+    """The collator of a view of each example; the first one, 0, is the example itself."""
+    return lambda rows: collate([{**row, "epoch": number} for row in rows])
+
+
 def _slices(body: Body, data: TrainData, layer: int, pooling: str, known: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
-    for rows, have in ((data.train, known), (data.eval, dict[int, torch.Tensor]())):
+    none: dict[int, torch.Tensor] = {}
+    views = [(data.train, _view(data.collate, number), none) for number in range(1, data.collate.views)]
+    for rows, collate, have in ((data.train, data.collate, known), *views, (data.eval, data.collate, none)):
         for start in range(0, len(rows), SLICE):
             places = range(start, min(start + SLICE, len(rows)))
             missing = [place for place in places if place not in have]
             found = torch.empty(len(places), body.width)
             if missing:
-                new = extract(body, rows, missing, data.collate, [layer], [pooling], data.dtype, data.group)
+                new = extract(body, rows, missing, collate, [layer], [pooling], data.dtype, data.group)
                 found[[place - start for place in missing]] = new[:, 0, 0]
             for place in set(places) - set(missing):
                 found[place - start] = have[place]

@@ -67,6 +67,8 @@ class Head(Strategy[section.Head]):
             raise UserError(
                 "training.class_weights: focal: the focal loss has no exact solution; set strategy.solver: trainer, or balanced"
             )
+        if recipe.image.views > 1 and (self.section.head != "linear" or self.section.solver == "trainer"):
+            raise UserError(f"image.views: {recipe.image.views}: they are for a linear head that is solved; remove it")
         if recipe.model.pooling is not None:
             raise UserError("model.pooling: strategy head selects the pooling itself (strategy.pooling); remove it")
         if recipe.training.head_learning_rate is not None:
@@ -159,8 +161,9 @@ class Head(Strategy[section.Head]):
         from hfstrat.strategies.head.linear import out_of_fold
 
         rows: Any = trainer.train_dataset
-        logits = out_of_fold(rows.features, rows.labels, self.classifier.facts.get("l2"), not self.classifier.by_transformers)
-        return logits.numpy(), rows.labels.numpy()
+        strength, bias = self.classifier.facts.get("l2"), not self.classifier.by_transformers
+        logits, count = out_of_fold(rows.features, rows.labels, strength, bias, rows.views), len(rows) // rows.views
+        return logits[:count].numpy(), rows.labels[:count].numpy()
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:
         if self.classifier is None:
@@ -187,6 +190,10 @@ class HeadThen(Strategy[section.Head]):
 
     def check(self, recipe: Recipe, wrapping: str = ALONE, network: bool = True) -> None:
         super().check(recipe, wrapping, network)
+        if recipe.image.views > 1:
+            raise UserError(
+                f"image.views: {recipe.image.views}: strategy.then trains on other changes in each epoch; remove it"
+            )
         with inner_keys("then"):
             self.then.check(recipe, wrapping, network)
 

@@ -197,8 +197,20 @@ class ImageClassification(ImageTask):
 
     def check(self, recipe: Recipe) -> None:
         super().check(recipe)
+        check_views(recipe)
         if recipe.image.mixup and recipe.training.class_weights == "focal":
             raise UserError(
                 f"image.mixup: {recipe.image.mixup:g}: the focal loss is for one class per image, and a mixed image has two; "
                 "set class_weights: balanced, or mixup: 0"
             )
+
+
+def check_views(recipe: Recipe) -> None:
+    """Refuse views of images where they would not be used. Raises UserError."""
+    wanted, given = recipe.image, f"image.views: {recipe.image.views}"
+    if wanted.views == 1:
+        return
+    if not recipe.strategy.takes_views:
+        raise UserError(f"{given}: they are for strategy head, and not for {recipe.strategy.name}; remove it")
+    if wanted.mixup:
+        raise UserError(f"image.mixup: {wanted.mixup:g}: views are of one image each; set mixup: 0, or views: 1")

@@ -28,7 +28,8 @@ def load(recipe: Recipe, family: str = "") -> ImageProcessor:
     if wanted.image_size is not None:
         resize(processor, wanted.image_size)
     on = wanted.augmentation == "on" or (wanted.augmentation == "auto" and recipe.strategy.augments)
-    found = ImageProcessor(processor, patch_of(config), wanted.changes if on else None, recipe.seed)
+    changes = wanted.changes if on or wanted.views > 1 else None
+    found = ImageProcessor(processor, patch_of(config), changes, recipe.seed, wanted.views)
     check_patches(found, config)
     return found
 

@@ -387,6 +387,8 @@ class ObjectDetection(ImageTask):
         check_matching()
         if recipe.training.class_weights is not None:
             raise UserError(f"training.class_weights: it is for classifiers; remove it for task: {self.name}")
+        if recipe.image.views > 1:
+            raise UserError(f"image.views: {recipe.image.views}: they are for task: image-classification; remove it")
         if recipe.image.mixup:
             raise UserError(
                 f"image.mixup: {recipe.image.mixup:g}: it mixes the classes of images; remove it for task: {self.name}"

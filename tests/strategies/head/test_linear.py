@@ -105,3 +105,21 @@ def test_a_feature_that_is_always_the_same_does_no_harm(rows: tuple[torch.Tensor
     x, labels = rows
     layer, _ = linear.fit_logistic(torch.cat([x, torch.ones(150, 1)], dim=1), labels, 3, 1e-2)
     assert layer.weight.isfinite().all()
+
+
+def test_views_of_an_example_are_held_out_together() -> None:
+    """With each row three times, the penalty and the held-out logits are those of the rows once; otherwise a row's copies in
+    the fit would tell its label."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 40, generator=generator)
+    labels = (x[:, 0] + 2 * torch.randn(60, generator=generator) > 0).long()
+    layer, strength = linear.fit_logistic(x, labels, 2)
+    same, again = linear.fit_logistic(x.repeat(3, 1), labels.repeat(3), 2, views=3)
+    assert again == strength
+    assert torch.allclose(same.logits(x), layer.logits(x), atol=1e-4)
+    _, leaking = linear.fit_logistic(x.repeat(3, 1), labels.repeat(3), 2)
+    assert leaking < strength
+    marks = torch.nn.functional.one_hot(labels, 2).float()
+    once = linear.out_of_fold(x, marks, strength, True)
+    views = linear.out_of_fold(x.repeat(3, 1), marks.repeat(3, 1), strength, True, views=3)
+    assert torch.allclose(views, once.repeat(3, 1), atol=1e-3)
