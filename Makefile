@@ -170,6 +170,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.preference
 	$(BIN)/python -m benchmarks.preference_accuracy
 	$(BIN)/python -m benchmarks.vision_language
+	$(BIN)/python -m benchmarks.vision_memory
 	$(BIN)/python -m benchmarks.picture_questions
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.reinforce
@@ -189,6 +190,7 @@ bench: $(VENV)/.installed $(MODEL)/model.safetensors $(IMAGES)/model.safetensors
 	$(BIN)/python -m benchmarks.distributed
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.image_views
 	$(BIN)/python -m benchmarks.rare_class
 	$(BIN)/python -m benchmarks.audio
 	$(BIN)/python -m benchmarks.media_prediction

@@ -2,7 +2,7 @@
 
     python -m benchmarks.vision_memory [--only FAMILY/RUN,..]
 
-Writes benchmarks/results/vision_memory.json and .md, and the errors into hfstrat/advisor/constants.json. Each run is
+Writes benchmarks/results/vision_memory.json and .md. Each run is
 `hfstrat train` in a process of its own, of a few steps, and its prediction is that of `report.json`, made before the
 run; results are written at once, so that an interrupted benchmark resumes. The model of `llava` is that of scripts/demo_vlm.py;
 the others have random weights in the shapes of their families: a language model of 12 layers of width 576 with the tokenizer of
@@ -115,7 +115,13 @@ def config_of(family: str, tokenizer: Any) -> Any:
     if family == "gemma3":
         return t.Gemma3Config(
             text_config={**text, "head_dim": 64, "sliding_window": 512, "query_pre_attn_scalar": 64},
-            vision_config={**VISION, "image_size": 448, "patch_size": 14, "model_type": "siglip_vision_model"},
+            vision_config={
+                **VISION,
+                "image_size": 448,
+                "patch_size": 14,
+                "model_type": "siglip_vision_model",
+                "vision_use_head": False,
+            },
             mm_tokens_per_image=256,
             boi_token_index=ids["<start_of_image>"],
             eoi_token_index=ids["<end_of_image>"],

@@ -133,7 +133,7 @@ class Classes(PreparedData):
         held = np.isin(row, chosen)
         kept = np.flatnonzero(~held)
         train = self.train.select(kept)
-        labels = itertools.chain.from_iterable(train["label"][:])
+        labels = itertools.chain.from_iterable(train["label"][:]) if self.many else train["label"][:]
         counts = np.bincount(np.fromiter(labels, dtype=np.int64), minlength=len(self.label_names))
         order = hashlib.sha256(f"{self.order} {np.sort(chosen).tolist()}".encode()).hexdigest()
         left = replace(self, train=train, lengths=np.asarray(self.lengths)[kept], order=order, counts=counts)

@@ -326,6 +326,13 @@ class Evaluation(Section):
         description="Where a text may have several labels, choose the probability above which each is predicted, for F1, "
         "on training examples that are held out of training (15 %, at most 2,000; none below 200), or out of fold (head)",
     )
+    rare_class_precision: float | None = Field(
+        None,
+        ge=0.5,
+        le=1,
+        description="Where an example has one class: predict the rarest class wherever its probability is above a threshold, "
+        "which is the lowest one with this precision on training examples that are held out of training, or out of fold (head)",
+    )
     batch_tokens: PositiveOrAuto = Field(
         "auto", description="Tokens per forward pass, padding included, of all measurements but the evaluation loss"
     )
@@ -434,6 +441,14 @@ class Recipe(Section):
         if self.task != "object-detection" and (self.data.box_format != "auto" or self.data.class_names):
             key = "class_names" if self.data.class_names else "box_format"
             raise ValueError(f"data.{key}: it is for task: object-detection; set the task, or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_of_their_task(self) -> Recipe:
+        if self.evaluation.rare_class_precision is not None and not self.task.endswith("-classification"):
+            raise ValueError(
+                f"evaluation.rare_class_precision: it is for classifiers, and not for task: {self.task}; remove it"
+            )
         return self
 
     @model_validator(mode="after")

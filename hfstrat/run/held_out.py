@@ -1,8 +1,14 @@
-"""Training examples that are held out of training, to choose a threshold for each of several labels on them."""
+"""Training examples that are held out of training, to choose thresholds on them: of each of several labels, or of a rare
+class."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfstrat.errors import UserError
+from hfstrat.tasks.rankings import RARE
 
 if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
@@ -13,8 +19,34 @@ SHARE, LEAST_ROWS, MOST_ROWS = 0.15, 200, 2000  # of the training examples; with
 
 
 def hold_out(recipe: Recipe, strategy: Strategy[Any], data: PreparedData) -> tuple[PreparedData, Any]:
-    """The data without the training examples on which thresholds are chosen, and these; None where none are needed."""
-    wanted = recipe.evaluation.label_thresholds and getattr(data, "many", False) and not strategy.predicts_out_of_fold
+    """The data without the training examples on which thresholds are chosen, and these; None where none are needed.
+
+    Raises:
+        UserError: a threshold of a rare class is asked for, and there is none, or too few examples to choose it on.
+    """
+    check_rare(recipe, data)
+    wanted = recipe.evaluation.label_thresholds and getattr(data, "many", False)
+    wanted = (wanted or recipe.evaluation.rare_class_precision is not None) and not strategy.predicts_out_of_fold
     if not wanted or len(data.train) < LEAST_ROWS:
         return data, None
     return data.hold_out(min(MOST_ROWS, round(SHARE * len(data.train))), recipe.seed)  # type: ignore[attr-defined, no-any-return]
+
+
+def check_rare(recipe: Recipe, data: Any) -> None:
+    """Refuse a threshold of a rare class where there is no such class. Raises UserError."""
+    precision = recipe.evaluation.rare_class_precision
+    if precision is None:
+        return
+    given = f"evaluation.rare_class_precision: {precision:g}"
+    if getattr(data, "many", False):
+        raise UserError(f"{given}: an example may have several labels, each with a threshold of its own; remove it")
+    if len(data.train) < LEAST_ROWS:
+        raise UserError(
+            f"{given}: it needs at least {LEAST_ROWS} training examples, and there are {len(data.train)}; remove it"
+        )
+    rare = int(np.argmin(data.counts))
+    if data.counts[rare] >= RARE * max(data.counts):
+        raise UserError(
+            f"{given}: no class is rare: the fewest examples has {data.label_names[rare]}, {data.counts[rare]:,}, and the most "
+            f"frequent class {max(data.counts):,}; remove it"
+        )

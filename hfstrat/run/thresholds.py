@@ -1,4 +1,5 @@
-"""A threshold for each of several labels of the result, chosen on the training examples that were held out of training."""
+"""Thresholds of the result, chosen on training examples that were held out of training: of each of several labels, or of a rare
+class."""
 
 from __future__ import annotations
 
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
 
 def choose(job: Job) -> bool:
     """Choose the thresholds of the result, and store them in its config; whether there are any."""
-    if not job.recipe.evaluation.label_thresholds or not getattr(job.data, "many", False):
+    precision = job.recipe.evaluation.rare_class_precision
+    if precision is None and not (job.recipe.evaluation.label_thresholds and getattr(job.data, "many", False)):
         return False
     found = job.strategy.out_of_fold(job.trainer)
     if found is None:
         found = None if job.held_out is None else _outputs(job)
     if found is None:
         return False
+    if precision is not None:
+        return _choose_rare(job, precision, *found)
     keys = job.task.metrics.for_data(job.data).thresholds(*found)
     for name, value in keys.items():
         setattr(job.base.model.config, name, value)
@@ -31,6 +35,23 @@ def choose(job: Job) -> bool:
             f"{'labels':<9} predicted above {low:.2f} to {high:.2f}, chosen on {len(found[0]):,} held-out examples"
         )
     return bool(keys)
+
+
+def _choose_rare(job: Job, precision: float, outputs: np.ndarray, labels: np.ndarray) -> bool:
+    """Store the threshold of the rarest class in the config of the result; whether there is one with this precision."""
+    data: Any = job.data
+    place = int(np.argmin(data.counts))
+    name, count = data.label_names[place], int((labels == place).sum())
+    metrics: Any = job.task.metrics.for_data(data)
+    threshold = metrics.rare_threshold(outputs, labels, place, precision)
+    of = f"a precision of {precision:.0%} on {len(labels):,} held-out examples, {count:,} of them {name}"
+    if threshold is None:
+        words = f"none: no probability of {name} has {of}; the most probable class is predicted"
+    else:
+        words = f"{name} is predicted above {threshold:.3g}, the lowest probability with {of}"
+        setattr(job.base.model.config, KEY, {name: round(threshold, 6)})
+    job.screen.print(f"{'threshold':<9} {words}", markup=False)
+    return threshold is not None
 
 
 def note(job: Job) -> None:

@@ -597,6 +597,7 @@ GRPO_KEYS: dict[str, Any] = {  # and beta and loss_type, which other objectives 
 }
 APART = {  # keys that are probed by a test of their own, below
     "training.float8": "test_float8_needs_a_gpu_that_has_it",
+    "evaluation.rare_class_precision": "test_a_precision_gives_a_rare_class_a_threshold",
     "strategy.head.untie": "test_a_tied_head_can_be_untied",
     "strategy.student": "test_a_student_is_the_strategy_that_it_learns_by",
     "strategy.distill.baseline": "test_when_the_run_without_a_teacher_is_made",
@@ -951,6 +952,24 @@ def test_a_tied_head_can_be_untied(set_up: Callable[..., Seen], models: Any) -> 
     assert set_up([tied, "strategy={name: head, untie: true}"]).learning() == {"lm_head.weight"}
     with pytest.raises(UserError, match=r"strategy\.untie"):
         set_up([tied, "strategy={name: head, untie: false}"])
+
+
+def test_a_precision_gives_a_rare_class_a_threshold(tmp_path: Path) -> None:
+    """`evaluation.rare_class_precision`; what it does is in tests/tasks/test_thresholds.py."""
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from hfstrat.run import held_out
+    from hfstrat.strategies.full import Full
+
+    counts = SimpleNamespace(train=range(500), counts=np.array([450, 50]), label_names=["a", "b"], many=False)
+    counts.hold_out = lambda count, seed: (counts, count)
+    given = {"task": "text-classification", "model": "m", "strategy": "full", "data": {"train": "x"}, "output_dir": "o"}
+    plain = load_recipe("recipe.yaml", [], json.dumps(given)).recipe
+    asked = load_recipe("recipe.yaml", ["evaluation.rare_class_precision=0.8"], json.dumps(given)).recipe
+    found = [held_out.hold_out(recipe, Full(recipe.strategy), counts)[1] for recipe in (plain, asked)]  # type: ignore[arg-type]
+    assert found == [None, 75]
 
 
 def test_float8_needs_a_gpu_that_has_it(set_up: Callable[..., Seen]) -> None:

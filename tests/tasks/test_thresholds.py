@@ -14,13 +14,14 @@ from conftest import WORDS, write_jsonl
 from helpers.classifiers import write_recipe
 from helpers.runs import run
 
+from hfstrat.errors import UserError
 from hfstrat.evaluation.evaluate import Request, evaluate
 from hfstrat.publish import snippets
 from hfstrat.recipe.load import load_recipe
 from hfstrat.strategies.head.linear import fit_logistic, out_of_fold
 from hfstrat.tasks import artifact
 from hfstrat.tasks.text_classification import thresholds
-from hfstrat.tasks.text_classification.scores import class_sums, of_sums
+from hfstrat.tasks.text_classification.scores import class_sums, of_sums, predicted_classes
 
 NAMES = ("often", "rare", "rarest")
 
@@ -54,7 +55,7 @@ def test_skewed_labels_have_a_higher_macro_f1_than_at_one_half() -> None:
     """Chosen out of fold, measured on other rows. With few rows per label it is at least no worse."""
     (x, y), (new, true) = skewed(1200, 2), skewed(3000, 3)
     layer, strength = fit_logistic(x, y, 28)
-    chances = out_of_fold(x, y, strength, True).sigmoid().numpy()
+    chances = out_of_fold(x, y, 28, strength, True).sigmoid().numpy()
     chosen, names = thresholds.choose(chances, y.numpy() > 0.5), tuple(map(str, range(28)))
     found = []
     for limits in (None, chosen):
@@ -104,6 +105,84 @@ def test_thresholds_are_stored_reported_and_used(
         assert measured[name] == pytest.approx(report["result"]["metrics_after"][name])
     assert "label_thresholds[label]" in snippets.snippet(snippets.Artifact(final, None, "x"))
     assert "| threshold |" in (final / "README.md").read_text()
+
+
+def test_the_threshold_of_a_precision_is_that_of_a_search_over_all_cuts() -> None:
+    source = np.random.default_rng(0)
+    for share, precision in ((0.05, 0.9), (0.05, 0.6), (0.3, 0.9), (0.02, 0.99)):
+        true = source.random(400) < share
+        chances = np.round(np.clip(0.35 * true + source.random(400) * 0.65, 0, 1), 2)  # with ties
+        cuts = [(high + low) / 2 for high, low in zip(np.unique(chances)[1:], np.unique(chances)[:-1], strict=True)]
+        good = [cut for cut in cuts if true[chances > cut].mean() >= precision]
+        found = thresholds.at_precision(chances, true, precision)
+        assert found == (pytest.approx(min(good)) if good else None)
+    assert thresholds.at_precision(np.array([0.9, 0.8, 0.1]), np.array([False, False, True]), 0.9) is None
+
+
+def test_a_rare_class_is_predicted_above_its_threshold_and_nowhere_else() -> None:
+    logits = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    chances = logits.softmax(-1)
+    for threshold in (0.1, 0.7):
+        found = predicted_classes(logits, (2, threshold))
+        others = chances.clone()
+        others[:, 2] = 0
+        expected = [2 if row[2] > threshold else int(other.argmax()) for row, other in zip(chances, others, strict=True)]
+        assert found.tolist() == expected
+    assert (predicted_classes(logits) == logits.argmax(-1)).all()
+
+
+def one_rare(folder: Path, every: int = 9) -> Path:
+    source, rows = random.Random(0), []
+    for number in range(360):
+        label = "rare" if number % every == 0 else ("often", "more")[number % 2]
+        clear = label if source.random() < 0.8 else source.choice(("often", "rare"))
+        rows.append({"text": f"{' '.join(source.choices(WORDS[3:], k=4))} {clear} {number}", "label": label})
+    return write_jsonl(folder / "rows.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    ("family", "strategy"),
+    [("bert", "head"), ("llama", "full"), pytest.param("bert", "{name: head, solver: trainer}", marks=pytest.mark.slow)],
+)
+def test_a_threshold_of_a_rare_class_is_stored_reported_and_used(
+    tmp_path: Path, bodies: Any, family: str, strategy: str, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
+    recipe = write_recipe(tmp_path, bodies(family), one_rare(tmp_path))
+    more = [
+        "training.max_steps=30",
+        "model.dtype=float32",
+        "evaluation.rare_class_precision=0.5",
+        "training.learning_rate=3e-3",
+    ]
+    report = run(load_recipe(str(recipe), [f"strategy={strategy}", *more]))
+    printed = " ".join(capsys.readouterr().out.split())
+    final, row = tmp_path / "run" / "final", next(r for r in report["result"]["evaluation"]["labels"] if r["label"] == "rare")
+    stored = json.loads((final / "config.json").read_text()).get("label_thresholds")
+    assert stored is not None, printed
+    assert f"rare is predicted above {stored['rare']:.3g}" in printed
+    assert stored == {"rare": row["threshold"]}
+    again = evaluate(Request(str(tmp_path / "run")))
+    assert again is not None
+    measured = {name: entry["value"] for name, entry in again["measured"]["evaluation rows"]["after"].items()}
+    assert measured["macro_f1"] == pytest.approx(report["result"]["metrics_after"]["macro_f1"])
+    assert "label_thresholds" in snippets.snippet(snippets.Artifact(final, None, "x"))
+
+
+WRONG = [
+    ("evaluation.rare_class_precision=0.9", 2, "no class is rare: the fewest examples has"),
+    ("evaluation.rare_class_precision=0.2", 9, "evaluation.rare_class_precision = 0.2: expected"),
+]
+
+
+@pytest.mark.parametrize(("override", "every", "message"), WRONG)
+def test_a_threshold_without_a_rare_class_is_refused(
+    tmp_path: Path, bodies: Any, override: str, every: int, message: str
+) -> None:
+    recipe = write_recipe(tmp_path, bodies("bert"), one_rare(tmp_path, every))
+    with pytest.raises(UserError, match=message):
+        run(load_recipe(str(recipe), ["strategy=head", "data.eval_size=20", override]))
+    assert not (tmp_path / "run").exists()
 
 
 UNVERIFIED = {"bit_equal": True, "max_difference": 0.0, "max_logit": 1.0, "top1_agreement": 1.0, "loaded_with": "a test"}

@@ -179,21 +179,28 @@ def fit_logistic(
 
 
 def out_of_fold(
-    features: torch.Tensor, labels: torch.Tensor, strength: float | None, bias: bool, views: int = 1
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    strength: float | None,
+    bias: bool,
+    views: int = 1,
+    row_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits of logistic regressions for the examples that each was not fitted on, `[n, K]` in float32.
 
     Args:
-        features, labels: `[n, H]`, and `[n, K]` of 0 and 1.
+        features, labels: `[n, H]`, and those of `fit_logistic`.
         strength: of the penalty; by default chosen for each part.
-        views: as for `fit_logistic`.
+        views, row_weights: as for `fit_logistic`.
     """
     examples = len(features) // views
     part = (torch.randperm(examples, generator=torch.Generator().manual_seed(0)) % FOLDS).repeat(views)
-    found = torch.empty(len(features), labels.shape[1])
+    found = torch.empty(len(features), classes)
     for fold in range(FOLDS):
         held = part == fold
-        layer, _ = fit_logistic(features[~held], labels[~held], labels.shape[1], strength, bias, views=views)
+        weights = None if row_weights is None else row_weights[~held]
+        layer, _ = fit_logistic(features[~held], labels[~held], classes, strength, bias, 0, weights, views)
         found[held] = layer.logits(features[held]).float()
     return found
 

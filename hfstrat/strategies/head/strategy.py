@@ -153,7 +153,7 @@ class Head(Strategy[section.Head]):
 
     @property
     def predicts_out_of_fold(self) -> bool:
-        return self.section.head == "linear"
+        return self.section.head == "linear" and self.section.solver != "trainer"
 
     def out_of_fold(self, trainer: StrategyTrainer) -> tuple[np.ndarray, np.ndarray] | None:
         if self.classifier is None or not self.predicts_out_of_fold:
@@ -162,7 +162,10 @@ class Head(Strategy[section.Head]):
 
         rows: Any = trainer.train_dataset
         strength, bias = self.classifier.facts.get("l2"), not self.classifier.by_transformers
-        logits, count = out_of_fold(rows.features, rows.labels, strength, bias, rows.views), len(rows) // rows.views
+        each, classes = trainer.metrics.row_weights(rows.labels), len(trainer.metrics.labels)
+        each = None if rows.labels.is_floating_point() else each
+        logits = out_of_fold(rows.features, rows.labels, classes, strength, bias, rows.views, each)
+        count = len(rows) // rows.views
         return logits[:count].numpy(), rows.labels[:count].numpy()
 
     def save(self, trainer: StrategyTrainer, folder: Path, base: Base) -> None:

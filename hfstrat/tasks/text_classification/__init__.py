@@ -21,7 +21,7 @@ from hfstrat.tasks.heads import (
     names_of,
     shortened,
 )
-from hfstrat.tasks.text_classification.thresholds import DEFAULT, KEY, choose, of_config
+from hfstrat.tasks.text_classification.thresholds import DEFAULT, KEY, at_precision, choose, of_config, rare_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,14 +142,22 @@ class ClassMetrics(Metrics):
     def sums(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         from hfstrat.tasks.text_classification.scores import class_sums
 
-        labels = inputs.pop("labels")
-        return class_sums(model(**inputs)["logits"], labels, of_config(getattr(model, "config", None), self.labels))
+        labels, config = inputs.pop("labels"), getattr(model, "config", None)
+        rare = None if labels.is_floating_point() else rare_of(config, self.labels)
+        return class_sums(model(**inputs)["logits"], labels, of_config(config, self.labels), rare)
 
     def thresholds(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         import numpy as np
 
         chances = 1 / (1 + np.exp(-outputs.astype(np.float64)))
         return {KEY: dict(zip(self.labels, choose(chances, labels > 0.5).round(4).tolist(), strict=True))}
+
+    def rare_threshold(self, outputs: np.ndarray, labels: np.ndarray, rare: int, precision: float) -> float | None:
+        """The threshold of a class with this precision on examples, from the logits `[n, L]` and their classes `[n]`."""
+        import numpy as np
+
+        chances = np.exp(outputs.astype(np.float64) - outputs.max(1, keepdims=True))
+        return at_precision(chances[:, rare] / chances.sum(1), labels == rare, precision)
 
     def measure(self, sums: tuple[np.ndarray, ...]) -> tuple[Values, dict[str, Any]]:
         from hfstrat.tasks.text_classification.scores import of_sums
@@ -225,6 +233,14 @@ class LabelText(HeadText):
                 'logits = model.encode(["a text to label"], convert_to_tensor=True)',
                 "config = model[0].auto_model.config",
             ]
+        if config.get("problem_type") != "multi_label_classification" and config.get(KEY):
+            return [
+                *lines,
+                f"name, threshold = next(iter(config.{KEY}.items()))  # a pipeline does not know it",
+                "chances = {label: float(logits[0].softmax(-1)[index]) for index, label in config.id2label.items()}",
+                "others = {label: chance for label, chance in chances.items() if label != name}",
+                "print(name if chances[name] > threshold else max(others, key=others.get))",
+            ]
         if config.get("problem_type") != "multi_label_classification":
             return [*lines, "print(config.id2label[int(logits[0].argmax())])"]
         above = f"config.{KEY}[label]" if KEY in config else "0.5"
@@ -251,8 +267,10 @@ def chosen_labels(config: Any, logits: torch.Tensor) -> list[tuple[str, float]]:
         order = chances.argsort(descending=True).tolist()
         chosen = [index for index in order if chances[index] > (DEFAULT if above is None else above[index])]
     else:
+        from hfstrat.tasks.text_classification.scores import predicted_classes
+
         chances = logits.softmax(-1)
-        chosen = [int(chances.argmax())]
+        chosen = [int(predicted_classes(logits[None], rare_of(config, names_of(config)))[0])]
     return [(config.id2label[index], float(chances[index])) for index in chosen]
 
 

@@ -210,12 +210,31 @@ def class_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
+def predicted_classes(logits: torch.Tensor, rare: tuple[int, float] | None = None) -> torch.Tensor:
+    """The class of each row `[B]` from logits `[B, L]`: the most probable one.
+
+    Args:
+        rare: the place of a class that is predicted where its probability is above a threshold, and nowhere else.
+    """
+    import torch
+
+    if rare is None:
+        return logits.argmax(-1)
+    place, threshold = rare
+    is_it = torch.arange(logits.shape[-1], device=logits.device) == place
+    others = logits.masked_fill(is_it, float("-inf")).argmax(-1)
+    return torch.where(logits.float().softmax(-1)[:, place] > threshold, place, others)
+
+
 def class_sums(
-    logits: torch.Tensor, labels: torch.Tensor, thresholds: np.ndarray | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    thresholds: np.ndarray | None = None,
+    rare: tuple[int, float] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Per row: summed loss and items, `[B, 2]`; and the true and predicted labels.
 
-    These are the class and the one with the largest logit (int64 `[B, 2]`); with several labels (int8 `[B, L]`) 2 where a label
+    These are the class and that of `predicted_classes` (int64 `[B, 2]`); with several labels (int8 `[B, L]`) 2 where a label
     is true plus 1 where it is predicted, with a probability above its threshold (`[L]`; by default one half).
     """
     import torch
@@ -226,4 +245,4 @@ def class_sums(
     if labels.is_floating_point():
         above = 0.0 if thresholds is None else torch.as_tensor(as_logits(thresholds), dtype=logits.dtype, device=logits.device)
         return sums, (2 * (labels > 0.5) + (logits > above)).to(torch.int8)
-    return sums, torch.stack([labels, logits.argmax(-1)], dim=1)
+    return sums, torch.stack([labels, predicted_classes(logits, rare)], dim=1)

@@ -1,4 +1,5 @@
-"""The probability above which each of several labels is predicted, chosen for F1 on held-out examples. numpy only.
+"""Probabilities above which labels are predicted, chosen on held-out examples: each of several labels, for F1; or a rare class,
+for a precision. numpy only.
 
 For F1 one half is too high where a label is rare: the optimum is half of the best F1 (Lipton et al. 2014, arXiv 1402.1892).
 """
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-KEY = "label_thresholds"  # of a model's config: the threshold of each label by its name
+KEY = "label_thresholds"  # of a model's config: the threshold of each label by its name; with one class, that of the rare one
 DEFAULT = 0.5
 FEW = 5  # positive examples of a label; with fewer, one threshold is chosen for all such labels together
 LEAST, MOST = 0.01, 0.99
@@ -47,6 +48,29 @@ def best(chances: np.ndarray, true: np.ndarray) -> float:
     f1 = np.where(possible, f1, -1.0)
     top = np.flatnonzero(f1 >= f1.max() - 1e-12)
     return float(np.clip(min(cuts[top], key=lambda cut: abs(cut - DEFAULT)), LEAST, MOST))
+
+
+def at_precision(chances: np.ndarray, true: np.ndarray, precision: float) -> float | None:
+    """The lowest threshold with this precision of one class, halfway between two probabilities; None where there is none.
+
+    Args:
+        chances, true: `[n]`.
+    """
+    order = np.argsort(-chances, kind="stable")
+    ordered, hits = chances[order].astype(np.float64), np.cumsum(np.asarray(true, dtype=bool)[order])
+    following = np.append(ordered[1:], 0.0)
+    allowed = np.flatnonzero((ordered > following) & (hits >= precision * np.arange(1, len(order) + 1)) & (hits > 0))
+    if not len(allowed):
+        return None
+    last = int(allowed[-1])
+    return float((ordered[last] + following[last]) / 2)
+
+
+def rare_of(config: Any, names: Sequence[str]) -> tuple[int, float] | None:
+    """The place and the threshold of the class that a config names one for; None where it names none."""
+    stored = getattr(config, KEY, None)
+    found = [(names.index(name), float(value)) for name, value in stored.items() if name in names] if stored else []
+    return found[0] if len(found) == 1 else None
 
 
 def of_config(config: Any, names: Sequence[str]) -> np.ndarray | None:

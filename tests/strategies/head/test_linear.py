@@ -120,6 +120,6 @@ def test_views_of_an_example_are_held_out_together() -> None:
     _, leaking = linear.fit_logistic(x.repeat(3, 1), labels.repeat(3), 2)
     assert leaking < strength
     marks = torch.nn.functional.one_hot(labels, 2).float()
-    once = linear.out_of_fold(x, marks, strength, True)
-    views = linear.out_of_fold(x.repeat(3, 1), marks.repeat(3, 1), strength, True, views=3)
+    once = linear.out_of_fold(x, marks, 2, strength, True)
+    views = linear.out_of_fold(x.repeat(3, 1), marks.repeat(3, 1), 2, strength, True, views=3)
     assert torch.allclose(views, once.repeat(3, 1), atol=1e-3)
