@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import write_pairs
+from helpers.vision_language import conversations, make_vision_language
 
 from hfstrat.errors import UserError
 from hfstrat.evaluation.intervals import ROWS
@@ -260,6 +261,22 @@ def test_a_search_is_killed_twice_joined_and_ends_in_time(tiny: Path, examples: 
     assert ("selection luck" in output) == chosen
     assert "<svg" in (folder / "report.html").read_text()
     assert len(list(folder.glob("trials/*/*/checkpoint-*"))) <= 1, "what a longer search continues from"
+
+
+@pytest.mark.slow
+def test_a_search_over_conversations_with_images_ends_in_time(tmp_path: Path) -> None:
+    model, rows = make_vision_language(tmp_path / "llava", "llava"), conversations(tmp_path, 60)
+    arguments = ["--model", str(model), "--data", str(rows), "--time", "75s", "--output-dir", str(tmp_path / "run")]
+    began = time.monotonic()
+    child = start(arguments, tmp_path)
+    output = child.communicate(timeout=240)[0]
+    assert child.returncode == 0, output
+    assert time.monotonic() - began <= 1.05 * 75
+    told = report.read(tmp_path / "run")
+    assert told is not None
+    assert told.finished.verified
+    assert rungs(tmp_path / "run")
+    assert "head is excluded: strategy.name: head is not for task: image-text-to-text" in " ".join(output.split())
 
 
 @pytest.mark.slow
