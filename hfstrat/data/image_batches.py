@@ -174,7 +174,8 @@ class ImageCollator(TokenCollator):
         if wanted is None or not wanted.mixup:
             return row
         source = np.random.default_rng((self.processor.seed, epoch, int(row["row"]), MIXED))
-        partner, share = int(source.integers(len(rows))), float(source.beta(wanted.mixup, wanted.mixup))
+        partner, drawn = int(source.integers(len(rows))), float(source.beta(wanted.mixup, wanted.mixup))
+        share = max(drawn, 1 - drawn)  # each image is the larger part of its own row, and the smaller one of others
         return {**row, "partner": super().of_epoch(rows, partner, epoch), "share": share}
 
     def with_teacher(self, has_types: bool) -> Self:

@@ -49,8 +49,8 @@ class Images(Section):
         DEFAULT.mixup,
         ge=0,
         le=4,
-        description="Mix each training image and its label with another one, by a share from Beta(mixup, mixup) "
-        "(arXiv 1710.09412), for task: image-classification; 0: no mixing, usual: 0.1 to 0.8",
+        description="Mix each training image and its label with another one, by a share from Beta(mixup, mixup) of at least "
+        "one half (arXiv 1710.09412), for task: image-classification; 0: no mixing, usual: 0.1 to 0.8",
     )
 
     views: int = Field(

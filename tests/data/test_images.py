@@ -583,6 +583,7 @@ def test_mixed_images_are_shares_of_two_and_depend_on_no_batch(tmp_path: Path, p
         assert torch.allclose(batch["labels"][number], expected)
     assert some[0]["share"] != some[len(train)]["share"], "another one in the next epoch"
     assert len({round(row["share"], 6) for row in some}) == len(some)
+    assert all(0.5 <= row["share"] <= 1 for row in some)
     assert len({row["partner"]["row"] for row in some}) > 3
 
 
