@@ -291,7 +291,7 @@ def _model(recipe: Recipe) -> Model:
     size, tokenizer, task = recipe.strategy.size, recipe.strategy.new_tokenizer, TASKS[recipe.task]
     if task.rows.kind is not None:
         return _of_files(recipe, task)
-    if task.model.sees_images:
+    if task.model.sees_images:  # in texts
         return towers.read(architecture.read(recipe.model.name_or_path))
     if size is None:
         return architecture.read(recipe.model.name_or_path)

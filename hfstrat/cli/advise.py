@@ -165,7 +165,7 @@ def _model(request: Request, task: Task | None) -> Model:
     if request.model is not None:
         if request.vocab is not None:
             raise UserError("--vocab: --model already has a vocabulary; use --vocab only with --parameters")
-        if task is not None and task.model.sees_images:
+        if task is not None and task.rows.kind is None:
             return towers.read(architecture.read(request.model))
         return architecture.read(request.model, task)
     if request.parameters is None:
