@@ -159,6 +159,8 @@ def from_config(
     """The model of a config.json. Raises UserError if the config lacks a size that every model has."""
     if task is not None:
         return of_files(name, config, shapes, stored, folder, task)
+    if "vision_config" in config:
+        config = completed(config)
     full = {**config, **(config.get("text_config") or {})}
     number = {size: config_size(full, size) for size in CONFIG_KEYS}
     for size in ("width", "layers", "vocabulary"):
@@ -195,6 +197,23 @@ def from_config(
         folder=folder,
         whole=config,
     )
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a vision-language model with the defaults of its family, which those on the Hub leave out.
+
+    Its parts are configs of other families, so that transformers itself is asked.
+    """
+    from transformers import CONFIG_MAPPING
+
+    family = str(config.get("model_type", ""))
+    if family not in CONFIG_MAPPING:
+        return config
+    try:
+        found: dict[str, Any] = CONFIG_MAPPING[family].from_dict(config).to_dict()
+    except Exception:  # the code of a family; what is missing is named by what reads it
+        return config
+    return {**config, **found, "model_type": family, "architectures": config.get("architectures")}
 
 
 def of_files(name: str, config: dict[str, Any], shapes: Shapes, stored: int, folder: Path | None, task: Task) -> Model:

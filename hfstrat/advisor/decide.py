@@ -368,7 +368,9 @@ def work_of(candidate: Candidate, data: Survey, recompute: bool, epochs: float |
         description = description._replace(body_once=False, keeps_prefix=False)
     work = speed.work(candidate.model, description, length, data.supervised_share, recompute, epochs or 1.0)
     if data.pictures is not None:
-        work = towers.with_tower(work, candidate.model, description, data.pictures, length, epochs or 1.0)
+        own = data.own_sections.get("image", {}).get("precompute", "auto")
+        precompute = own if candidate.strategy.caches_tower else False
+        work = towers.with_tower(work, candidate.model, description, data.pictures, length, epochs or 1.0, precompute)
     if data.generation is not None and data.generation.is_rewarded:
         read = work.evaluation if data.generation.has_reference else 0.0
         return work._replace(training=work.training + read, evaluation=0.0)  # no loss of given answers is computed

@@ -45,11 +45,12 @@ def survey_files(data: Data, task: Task, model: Model, recipe: Recipe, proposes:
     return made
 
 
-def survey_image_texts(data: Data, task: Task, model: Model, recipe: Recipe) -> Survey:
+def survey_image_texts(data: Data, task: Task, model: Model, recipe: Recipe, proposes: bool = True) -> Survey:
     """Statistics of conversations with images, those of the first source; lengths are in tokens, those of images included.
 
     Args:
         recipe: with the settings of the image processor; its model is `model`.
+        proposes: whether a `max_length` may be proposed; not where the recipe is one to train by.
 
     Raises:
         UserError: files that do not exist, cannot be read, or fit no model; an objective other than sft.
@@ -60,9 +61,10 @@ def survey_image_texts(data: Data, task: Task, model: Model, recipe: Recipe) -> 
     made = Survey(data.train[0].path, task.name, found.rows, found.lengths, found.supervised_share, duplicates=None)
     made.pictures, made.format, made.remarks = found.pictures(towers.patch_numbers(model)), found.kind, found.remarks
     made.estimated = [found.estimated()] if found.estimated() else []
-    whole = -(-int(found.lengths.max()) // pictures.MULTIPLE) * pictures.MULTIPLE  # an image is never cut
-    is_set = "max_length" in data.model_fields_set
-    made.max_length = min(data.max_length if is_set else whole, model.context)
+    made.max_length = min(data.max_length, model.context)
+    if proposes and "max_length" not in data.model_fields_set:  # an image is never cut, and the longest row may not be seen
+        whole = -(-int(found.lengths.max()) // pictures.MULTIPLE) * pictures.MULTIPLE
+        made.max_length = model.context if made.estimated else min(whole, model.context)
     made.settings = data.model_dump(exclude_unset=True, exclude={"train"})
     given = recipe.image.model_dump(exclude_unset=True)
     made.own_sections = {"image": given} if given else {}

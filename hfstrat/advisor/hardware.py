@@ -75,13 +75,14 @@ def import_bytes(on_cpu: bool, reads_words: bool = True) -> float:
     return float(constants()["cpu"]["imports" if reads_words else "imports_of_files"]) if on_cpu else 0.0
 
 
-def memory_band(reads_words: bool = True) -> Band | None:
+def memory_band(reads_words: bool = True, sees_images: bool = False) -> Band | None:
     """The error of memory predictions above the imported libraries; None if they were not validated.
 
     Args:
         reads_words: whether examples are texts.
+        sees_images: whether these have images.
     """
-    found = constants().get("memory_band" if reads_words else "files_band")
+    found = constants().get("pictures_band" if sees_images else "memory_band" if reads_words else "files_band")
     return Band(found["median"], found["worst"], found["count"]) if found else None
 
 

@@ -5,9 +5,11 @@ How many tokens an image becomes is decided by the code of the model's processor
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,8 +67,9 @@ class Pictures:
 
 @dataclass
 class _Sample:
-    """What is collected row by row."""
+    """What is collected row by row; `rows` are those of the data, of which each may become several."""
 
+    rows: int = 0
     lengths: list[int] = field(default_factory=list)
     supervised: int = 0
     images: list[int] = field(default_factory=list)
@@ -97,12 +100,16 @@ class Found:
 
     def estimated(self) -> str:
         """In words, where the sample is not all rows."""
-        looked = len(self.sample.lengths)
+        looked = self.sample.rows
         return f"tokens and images, from {looked:,} of {self.rows:,} rows" if looked < self.rows else ""
 
 
+_seen: dict[str, Found] = {}
+
+
 def look(data: Data, task: Task, recipe: Recipe) -> Found:
-    """Read the rows of the first source, and render a sample with the processor of the recipe's model.
+    """Read the rows of the first source, and render a sample with the processor of the recipe's model; once in this process
+    for the same data, processor and settings.
 
     Raises:
         UserError: as training does.
@@ -110,8 +117,13 @@ def look(data: Data, task: Task, recipe: Recipe) -> Found:
     first = data.train[0]
     if not sources.is_local(first.path):
         raise UserError(f"--data: {first.path}: no such file; advise reads local files only")
+    file = Path(first.path).expanduser()
+    changed = file.stat().st_mtime_ns if file.exists() else 0
+    key = json.dumps([data.model_dump(), recipe.model.model_dump(), recipe.image.model_dump(), changed], default=str)
     try:
-        return _look(data, task, recipe)
+        if key not in _seen:
+            _seen[key] = _look(data, task, recipe)
+        return _seen[key]
     except UserError as error:
         raise UserError(str(error) if key_of(str(error)) or str(error).startswith("--") else f"--data: {error}") from None
 
@@ -142,7 +154,7 @@ def _look(data: Data, task: Task, recipe: Recipe) -> Found:
         if time.monotonic() > until and len(sample.lengths) > 1:
             break
     stats = Statistics(data.train[0].path, warnings=[*reading.remarks, *source.remarks()])
-    stats.rows_read = len(sample.lengths) + len(sample.unreadable)
+    stats.rows_read = sample.rows
     check_unreadable(stats, sample.unreadable, IMAGE)
     if not sample.lengths:
         raise UserError(f"{data.train[0].path}: no row of {plural(stats.rows_read, 'row')} can be trained on")
@@ -155,6 +167,7 @@ def _measure(sample: _Sample, number: int, example: ImageExample, reading: Any, 
     from hfstrat.data.media_files import Unreadable
     from hfstrat.data.values import BadRow
 
+    sample.rows += 1
     if not example.has_target:
         return
     started = time.monotonic()

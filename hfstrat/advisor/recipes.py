@@ -141,7 +141,8 @@ def absolute_path(name: str) -> str:
 
 
 def predict(recipes: Mapping[str, Loaded], rate: Rate | None = None) -> dict[str, Prediction]:
-    """Predict each recipe by its name, in well under a second each; a recipe that cannot be predicted is left out.
+    """Predict each recipe by its name, in well under a second each (with images in texts once some seconds); one that cannot be
+    predicted is left out.
 
     Args:
         recipes: by name.
@@ -165,6 +166,8 @@ REMOTE = "anything, since the model or the data are not on this machine, or are 
 
 def before_run(loaded: Loaded) -> dict[str, Any]:
     """The prediction for a run that is about to start, in about a second; with a `reason` for what is not predicted.
+
+    With images in texts it takes some seconds, since the model's processor is run.
 
     Nothing is downloaded and no machine is timed for it, and no failure of it ends the run.
     """
@@ -208,7 +211,7 @@ def predict_one(recipe: Recipe, rate: Rate, device: Device | None = None) -> tup
     quality = expected.expect([decide.plan_of(timed, survey, recipe.training.global_batch_size)], situation.known)[0]
     predicted: Prediction = {"memory_bytes": fitted.peak, "seconds": timed.seconds}
     is_validated = survey.generation is None and device.is_cpu
-    if (band := hardware.memory_band(survey.files is None)) is not None and is_validated:
+    if (band := hardware.memory_band(survey.files is None, survey.pictures is not None)) is not None and is_validated:
         reach = band.worst * fitted.prediction.total
         predicted["memory_band"] = (fitted.peak - reach, fitted.peak + reach)
     if timed.band is not None:
@@ -252,7 +255,7 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
         raise UserError(f"image.views: {recipe.image.views}: memory and time of several views are not predicted")
     task, strategy, model = TASKS[recipe.task], recipe.strategy, _model(recipe)
     if model.tower is not None:
-        survey = survey_image_texts(recipe.data, task, model, recipe)
+        survey = survey_image_texts(recipe.data, task, model, recipe, proposes=False)
     elif model.reads_files:
         survey = survey_files(recipe.data, task, model, recipe, proposes=False)
     else:

@@ -77,7 +77,7 @@ def header(situation: Situation) -> list[str]:
         band = f"times are rough: off by a factor of up to {1 + rate.band:.2g} in validation"
     lines.append(f"speed     {rate.value / 1e9:,.0f} GFLOP/s, from {rate.source}; {band}")
     words = situation.data.files is None
-    checked, imports = memory_band(words), format.memory(import_bytes(True, words))
+    checked, imports = memory_band(words, situation.data.pictures is not None), format.memory(import_bytes(True, words))
     validation = "predictions are not validated on this device"
     if checked is not None and device.is_cpu:
         validation = f"predictions (without the {imports} of the imported libraries) were {checked.words()}"
@@ -202,6 +202,8 @@ def caveats(situation: Situation) -> list[str]:
             f"times were validated on models of text, not on {model.family}, whose layers before the blocks are counted by "
             "their shapes"
         )
+    elif model.tower is not None:
+        found.append(f"times were validated on models of text, not with images as those of {model.family}")
     elif situation.device.is_cpu and model.family not in VALIDATED:
         found.append(f"memory was validated on {' and '.join(VALIDATED)} models, not on {model.family or 'this family'}")
     if situation.sharing.processes > 1:
@@ -210,14 +212,15 @@ def caveats(situation: Situation) -> list[str]:
         found.append("processes on a CPU share its memory and its cores, so more of them are not faster")
     if model.parameters > 500e6 and situation.device.is_cpu:
         found.append("memory was validated on models of up to 135M parameters")
-    if situation.measured is None and situation.data.files is None:
+    if situation.measured is None and situation.data.files is None and situation.data.pictures is None:
         found.append("nothing was measured on this machine: quality is predicted from runs on other data sets")
     return found
 
 
 def as_json(situation: Situation, advice: Advice) -> dict[str, Any]:
     """Everything, in bytes and seconds."""
-    band, model, data, measured = memory_band(situation.data.files is None), situation.model, situation.data, situation.measured
+    model, data, measured = situation.model, situation.data, situation.measured
+    band = memory_band(data.files is None, data.pictures is not None)
     return {
         "model": {"name": model.name, "family": model.family, "parameters": model.parameters, "by_hand": model.by_hand},
         "data": {name: getattr(data, name) for name in DATA},

@@ -41,8 +41,8 @@ def read(model: Model) -> Model:
     parts: dict[str, Shapes] = {VISION: {}, PROJECTOR: {}, LANGUAGE: {}}
     for name, shape in model.shapes.items():
         parts[role_of(name, FAMILIES[family]) or LANGUAGE][name] = shape
-    tower = _tower(model, family, parts[VISION])
-    return replace(model, shapes=parts[LANGUAGE], tower=tower, projector=parts[PROJECTOR], family=family, config=model.whole)
+    tower, projector = _tower(model, family, parts[VISION]), {apart(name): shape for name, shape in parts[PROJECTOR].items()}
+    return replace(model, shapes=parts[LANGUAGE], tower=tower, projector=projector, family=family, config=model.whole)
 
 
 def _tower(model: Model, family: str, shapes: Shapes) -> Model:
@@ -86,12 +86,12 @@ def is_converted(model: Model) -> bool:
 
 
 def apart(name: str) -> str:
-    """The name of a tower's parameter without a number of a block, which is about the blocks of the language model."""
+    """The name of a parameter beside the language model without a number of a block, which is about the blocks of that."""
     return BLOCK.sub(lambda found: f".{found.group(0).strip('.').replace('.', '-')}.", name)
 
 
 def shapes_of(model: Model) -> Shapes:
-    """The parameters of all parts; those of the tower as `apart` names them."""
+    """The parameters of all parts; those beside the language model as `apart` names them."""
     if model.tower is None:
         return model.shapes
     return model.shapes | model.projector | {apart(name): shape for name, shape in model.tower.shapes.items()}
@@ -127,31 +127,50 @@ def block_of(model: Model, description: Description) -> Block | None:
     return found if found.trained or found.adapted else None
 
 
-def caches(model: Model, description: Description, epochs: float) -> bool:
+def caches(model: Model, description: Description, epochs: float, precompute: bool | str = "auto") -> bool:
     """Whether the features of the tower are computed once, as in `strategies.frozen.vision`.
 
     Args:
         epochs: of the run.
+        precompute: `image.precompute`.
     """
+    if precompute is False:
+        return False
     inside = any(name.startswith(("visual.", "model.visual.")) for name in model.projector)  # the projector is in the tower
     moved = description.names | description.adapted
-    return epochs > 1 and block_of(model, description) is None and not (inside and moved & set(model.projector))
+    return (
+        (epochs > 1 or precompute is True)
+        and block_of(model, description) is None
+        and not (inside and moved & set(model.projector))
+    )
 
 
-def with_tower(work: Work, model: Model, description: Description, pictures: Pictures, tokens: float, epochs: float) -> Work:
+def with_tower(
+    work: Work,
+    model: Model,
+    description: Description,
+    pictures: Pictures,
+    tokens: float,
+    epochs: float,
+    precompute: bool | str = "auto",
+) -> Work:
     """The operations for each token of a row with those of its images.
 
     Args:
         tokens: of a row, those of images included.
         epochs: of the run.
+        precompute: `image.precompute`; False where the strategy computes no features of a tower once.
     """
     tower = model.tower
     assert tower is not None
     attention = 4.0 * pictures.patches_of_image * tower.width * tower.layers
     weights = sum(2.0 * prod(shape) for shape in tower.shapes.values() if len(shape) == 2)
     forward = pictures.mean_patches / max(1.0, tokens) * (weights + attention + tower.stem.operations)
+    forward += (
+        float(pictures.tokens.mean()) / max(1.0, tokens) * sum(2.0 * prod(s) for s in model.projector.values() if len(s) == 2)
+    )
     block = block_of(model, description)
-    if block is None and caches(model, description, epochs):
+    if block is None and (work.caches or caches(model, description, epochs, precompute)):
         return work._replace(once=work.once + forward)
     passes = 1.0 if block is None else 1.0 + BACKWARD * (1.0 if block.trained else 0.5)
     return work._replace(training=work.training + passes * forward, evaluation=work.evaluation + forward)

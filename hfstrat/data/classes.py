@@ -126,10 +126,19 @@ class Classes(PreparedData):
         return [*lines, f"{'labels':<9} {line}", *similar]
 
     def hold_out(self, count: int, seed: int) -> tuple[Classes, Dataset]:
-        """The same with about `count` fewer training rows, and these rows; all copies of a row are on the same side."""
+        """The same with about `count` fewer training rows, and these rows; all copies of a row are on the same side.
+
+        With one class per row they are the same share of each class.
+        """
         row = np.asarray(self.train["row"][:], dtype=np.int64)
-        sources = np.unique(row)
-        chosen = np.random.default_rng((seed, 3)).permutation(sources)[: max(1, round(count * len(sources) / len(row)))]
+        source, share = np.random.default_rng((seed, 3)), count / len(row)
+        if self.many:
+            sources = np.unique(row)
+            chosen = source.permutation(sources)[: max(1, round(share * len(sources)))]
+        else:
+            given = np.asarray(self.train["label"][:], dtype=np.int64)
+            of_class = [source.permutation(np.unique(row[given == label])) for label in range(len(self.label_names))]
+            chosen = np.concatenate([rows[: round(share * len(rows))] for rows in of_class])
         held = np.isin(row, chosen)
         kept = np.flatnonzero(~held)
         train = self.train.select(kept)

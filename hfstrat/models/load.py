@@ -231,8 +231,9 @@ def set_precision(model: nn.Module, compute: torch.dtype) -> None:
 
     from hfstrat.models import vision_parts
 
-    joined = vision_parts.of_one_type(model)
-    is_joined_trained = any(parameter.requires_grad for module in joined for parameter in module.parameters(recurse=False))
+    joined = [parameter for module in vision_parts.of_one_type(model) for parameter in module.parameters(recurse=False)]
+    is_joined_trained = any(parameter.requires_grad for parameter in joined)
+    together = {id(parameter) for parameter in joined} if is_joined_trained else set[int]()
     is_narrowed = any(
         parameter.is_floating_point() and not parameter.requires_grad and parameter.dtype.itemsize > compute.itemsize
         for parameter in model.parameters()
@@ -242,7 +243,7 @@ def set_precision(model: nn.Module, compute: torch.dtype) -> None:
         is_norm = all(parameter.dim() < 2 for parameter in own)
         for parameter in own:
             trained = any(other.requires_grad for other in own) if is_norm else parameter.requires_grad
-            trained |= is_joined_trained and module in joined
+            trained |= id(parameter) in together  # a tied head has the parameter of the embeddings
             parameter.data = parameter.data.to(torch.float32 if trained else compute, copy=is_narrowed)
     if not all(parameter.requires_grad for parameter in model.parameters()):
         _cast_buffers(model, compute)

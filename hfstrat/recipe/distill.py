@@ -124,6 +124,7 @@ class Distill(StrategySection):
     """The loss is `w * T^2 * divergence + (1 - w) * cross-entropy` over supervised tokens, with w = teacher_weight."""
 
     name: Literal["distill"]
+    caches_tower: ClassVar[bool] = False  # the teacher is given the pixels
     refuses: ClassVar[dict[str, str]] = {
         "object-detection": "the queries of a student and of a teacher find objects in no common order, so their outputs "
         "cannot be compared one by one; train the student with full or partial",

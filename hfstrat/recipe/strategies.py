@@ -23,6 +23,7 @@ class StrategySection(Section):
     augments: ClassVar[bool] = False  # whether training images and recordings are augmented by default
     takes_augmented: ClassVar[bool] = True  # whether they may be
     takes_views: ClassVar[bool] = False  # whether it may compute features of several fixed views of each image
+    caches_tower: ClassVar[bool] = True  # whether features of a frozen vision tower are computed once
     random_weights: ClassVar[bool] = False  # whether training starts from random weights
     single_run: ClassVar[tuple[str, ...]] = ()  # overrides that keep a run from starting further runs to compare with
 
@@ -210,6 +211,7 @@ class Partial(StrategySection):
     """Some of the model's own weights are trained; the others are frozen and not in the optimizer."""
 
     name: Literal["partial"]
+    caches_tower: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ALL_TASKS
     last_n_layers: int = Field(0, ge=0, description="Number of the last transformer blocks to train, with the final norm")
     patterns: list[str] = Field([], description="Shell patterns of further parameter names to train, such as '*.mlp.*'")

@@ -9,6 +9,7 @@ import numpy as np
 
 from hfstrat.errors import UserError
 from hfstrat.tasks.rankings import RARE
+from hfstrat.tasks.text_classification.thresholds import FEW
 
 if TYPE_CHECKING:
     from hfstrat.data.prepare import PreparedData
@@ -24,7 +25,7 @@ def hold_out(recipe: Recipe, strategy: Strategy[Any], data: PreparedData) -> tup
     Raises:
         UserError: a threshold of a rare class is asked for, and there is none, or too few examples to choose it on.
     """
-    check_rare(recipe, data)
+    check_rare(recipe, data, 1.0 if strategy.predicts_out_of_fold else SHARE)
     wanted = recipe.evaluation.label_thresholds and getattr(data, "many", False)
     wanted = (wanted or recipe.evaluation.rare_class_precision is not None) and not strategy.predicts_out_of_fold
     if not wanted or len(data.train) < LEAST_ROWS:
@@ -32,8 +33,15 @@ def hold_out(recipe: Recipe, strategy: Strategy[Any], data: PreparedData) -> tup
     return data.hold_out(min(MOST_ROWS, round(SHARE * len(data.train))), recipe.seed)  # type: ignore[attr-defined, no-any-return]
 
 
-def check_rare(recipe: Recipe, data: Any) -> None:
-    """Refuse a threshold of a rare class where there is no such class. Raises UserError."""
+def check_rare(recipe: Recipe, data: Any, share: float) -> None:
+    """Refuse a threshold of a rare class where there is no such class, or too few examples of it.
+
+    Args:
+        share: of the training examples, on which it is chosen.
+
+    Raises:
+        UserError: see above.
+    """
     precision = recipe.evaluation.rare_class_precision
     if precision is None:
         return
@@ -49,4 +57,9 @@ def check_rare(recipe: Recipe, data: Any) -> None:
         raise UserError(
             f"{given}: no class is rare: the fewest examples has {data.label_names[rare]}, {data.counts[rare]:,}, and the most "
             f"frequent class {max(data.counts):,}; remove it"
+        )
+    if round(share * data.counts[rare]) < FEW:
+        raise UserError(
+            f"{given}: {data.label_names[rare]} has {data.counts[rare]:,} training examples, of which {share:.0%} would choose "
+            f"the threshold, and at least {FEW} have to; add some, set strategy: head, which holds none out, or remove it"
         )

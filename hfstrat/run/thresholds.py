@@ -40,7 +40,8 @@ def choose(job: Job) -> bool:
 def _choose_rare(job: Job, precision: float, outputs: np.ndarray, labels: np.ndarray) -> bool:
     """Store the threshold of the rarest class in the config of the result; whether there is one with this precision."""
     data: Any = job.data
-    place = int(np.argmin(data.counts))
+    held_out = np.bincount(labels, minlength=len(data.counts)) if job.held_out is not None else 0
+    place = int(np.argmin(data.counts + held_out))  # as `held_out.check_rare` has found it
     name, count = data.label_names[place], int((labels == place).sum())
     metrics: Any = job.task.metrics.for_data(data)
     threshold = metrics.rare_threshold(outputs, labels, place, precision)
@@ -49,7 +50,7 @@ def _choose_rare(job: Job, precision: float, outputs: np.ndarray, labels: np.nda
         words = f"none: no probability of {name} has {of}; the most probable class is predicted"
     else:
         words = f"{name} is predicted above {threshold:.3g}, the lowest probability with {of}"
-        setattr(job.base.model.config, KEY, {name: round(threshold, 6)})
+        setattr(job.base.model.config, KEY, {name: threshold})
     job.screen.print(f"{'threshold':<9} {words}", markup=False)
     return threshold is not None
 

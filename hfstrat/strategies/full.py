@@ -27,11 +27,12 @@ class AllWeights(Strategy[S]):
         return base.model
 
     def finish(self, model: nn.Module, base: Base) -> None:
-        """In the precision of the checkpoint; in that of the forward pass where most weights are frozen, and are in it."""
+        """In the precision of the checkpoint; where most weights are frozen, in that of the forward pass if it is lower."""
         from hfstrat.models.load import cast_weights, count_parameters
 
         trained, total = count_parameters(model)
-        cast_weights(model, base.own_dtype if 2 * trained >= total else base.compute_dtype)
+        narrows = 2 * trained < total and base.compute_dtype.itemsize < base.own_dtype.itemsize
+        cast_weights(model, base.compute_dtype if narrows else base.own_dtype)
 
 
 class Full(AllWeights[section.Full]):

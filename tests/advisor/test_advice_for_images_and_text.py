@@ -16,7 +16,7 @@ import yaml
 from helpers.vision_language import FAMILIES, config_of, conversations, image_pairs, loaded, make_vision_language, tokenizer_of
 
 from hfstrat import strategies
-from hfstrat.advisor import architecture, decide, memory, recipes, towers
+from hfstrat.advisor import architecture, decide, memory, pictures, recipes, towers
 from hfstrat.advisor.data import Survey
 from hfstrat.advisor.decide import Situation
 from hfstrat.advisor.file_survey import survey_image_texts
@@ -176,6 +176,58 @@ def test_training_more_takes_more_memory_and_time(make: Callable[[str], Path], r
     assert cached.training < once.training, "the features of a frozen tower are computed once"
     assert cached.once == pytest.approx(once.training - cached.training)
     assert of("all", 3)[1] == whole
+
+
+def test_a_tower_runs_in_each_step_where_nothing_is_computed_once(
+    make: Callable[[str], Path], rows: Path, tmp_path: Path
+) -> None:
+    def work(section: dict[str, Any], *overrides: str) -> Work:
+        given = {"task": NAME, "model": str(make("llava")), "strategy": section, "data": {"train": str(rows)}}
+        recipe = load_recipe("r.yaml", list(overrides), yaml.safe_dump({**given, "output_dir": str(tmp_path / "run")})).recipe
+        candidate, survey = recipes.candidate_of(recipe)
+        return decide.work_of(candidate, survey, False, 6)
+
+    cached, each = work(TRAINED["lora"]), work(TRAINED["lora"], "image.precompute=false")
+    assert cached.once > 0 == each.once
+    assert each.training > cached.training
+    hidden = work(TRAINED["partial"])
+    assert hidden.caches
+    assert hidden.once > cached.once, "of the blocks below too"
+    never = work({**TRAINED["partial"], "precompute": False})
+    assert never.once == 0
+    assert never.training > hidden.training
+
+
+def test_configs_without_the_defaults_of_their_family_are_read(make: Callable[[str], Path], tmp_path: Path) -> None:
+    """As those on the Hub are."""
+    import shutil
+
+    for family in ("llava", "gemma3", "idefics3"):
+        folder = tmp_path / family
+        shutil.copytree(make(family), folder)
+        whole = json.loads((folder / "config.json").read_text())
+        kept = {key: whole["text_config"][key] for key in ("model_type", "num_hidden_layers", "num_attention_heads")}
+        (folder / "config.json").write_text(json.dumps({**whole, "text_config": kept}))
+        found = towers.read(architecture.read(str(folder)))
+        assert found.width > 1000, "the default of the family"
+        assert found.vocabulary > 30_000
+        assert found.layers == 2
+        assert found.tower is not None
+
+
+def test_the_longest_row_may_not_be_in_the_sample(
+    make: Callable[[str], Path], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(make("llava"), rows, tmp_path / "run", TRAINED["full"])
+    monkeypatch.setattr(pictures, "KEPT", 5)
+    monkeypatch.setattr(pictures, "_seen", {})
+    model, found = surveyed(make("llava"), recipe)
+    assert len(found.lengths) == 5
+    assert found.rows == 24
+    assert found.max_length == model.context
+    assert "tokens and images, from 5 of 24 rows" in found.estimated
+    asked = survey_image_texts(recipe.data, TASK, model, recipe, proposes=False)
+    assert asked.max_length == recipe.data.max_length, "a recipe is predicted as it is"
 
 
 def test_pixels_and_patches_count(make: Callable[[str], Path], rows: Path, tmp_path: Path) -> None:

@@ -216,15 +216,32 @@ TRAINED: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_choice_of_parts_trains_in_16_bits(family: str, made: Any, chats: Path, tmp_path: Path) -> None:
+def tie(model: Path, folder: Path) -> Path:
+    """A copy of a model whose LM head is its embeddings."""
+    import json
+    import shutil
+
+    from transformers import AutoModelForImageTextToText
+
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    AutoModelForImageTextToText.from_pretrained(folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("family", "tied"), [*((family, False) for family in FAMILIES), ("smolvlm", True)])
+def test_every_choice_of_parts_trains_in_16_bits(family: str, tied: bool, made: Any, chats: Path, tmp_path: Path) -> None:
     """Trained weights are in float32 and frozen ones in bfloat16: families that cast to the type of one of them still run."""
     from hfstrat import strategies
     from hfstrat.models.load import set_precision
 
-    strategy = None
+    strategy, folder = None, made(family)
+    if tied:
+        folder = tie(folder, tmp_path / "tied")
     for section in TRAINED:
-        given = {"task": "image-text-to-text", "model": str(made(family)), "strategy": section, "data": {"train": str(chats)}}
+        given = {"task": "image-text-to-text", "model": str(folder), "strategy": section, "data": {"train": str(chats)}}
         recipe = load_recipe("recipe.yaml", [], yaml.safe_dump({**given, "output_dir": str(tmp_path / "run")})).recipe
         if strategy is None:
             processor, data = strategies.build(recipe.strategy).read(recipe)

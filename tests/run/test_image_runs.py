@@ -201,6 +201,20 @@ def test_a_run_on_mixed_images_learns_and_is_measured_on_whole_ones(
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one), "however the batch is split"
 
 
+@pytest.mark.parametrize("strategy", ["full", "head"])
+def test_a_rare_class_has_a_threshold(strategy: str, model_of: Callable[..., Path], tmp_path: Path) -> None:
+    data = folder_of_classes(tmp_path / "data", 110)
+    for file in sorted((data / "red").iterdir())[45:]:
+        file.unlink()
+    options = ("training.max_steps=40", "evaluation.rare_class_precision=0.8", "image.augmentation=off")
+    folder, report = trained(tmp_path / "a", model_of(), data, *options, strategy=strategy)
+    config = json.loads((folder / "final" / "config.json").read_text())
+    row = next(row for row in report["result"]["evaluation"]["labels"] if row["label"] == "red")
+    assert config["label_thresholds"] == {"red": row["threshold"]}
+    assert report["result"]["verified"]["bit_equal"]
+    assert row["recall"] > 0.5
+
+
 def test_views_are_rows_of_the_head_and_are_computed_once(
     model_of: Callable[..., Path], images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -431,6 +445,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         "views in steps",
         {"strategy": {"name": "head", "solver": "trainer"}, "image": {"views": 4}},
         "image.views: 4: they are for a linear head that is solved",
+    ),
+    ("views of none", {"strategy": "head", "image": {"views": 4, "augmentation": "off"}}, "views are changes of the images"),
+    (
+        "equal views",
+        {"strategy": "head", "image": {"views": 4, "crop": 1, "flip": False, "color": 0}},
+        "without crop, flip and color all views of an image are the same",
     ),
     ("mixed views", {"strategy": "head", "image": {"views": 4, "mixup": 0.2}}, "image.mixup: 0.2: views are of one image"),
     (

@@ -20,7 +20,7 @@ from hfstrat.publish import snippets
 from hfstrat.recipe.load import load_recipe
 from hfstrat.strategies.head.linear import fit_logistic, out_of_fold
 from hfstrat.tasks import artifact
-from hfstrat.tasks.text_classification import thresholds
+from hfstrat.tasks.text_classification import ClassMetrics, thresholds
 from hfstrat.tasks.text_classification.scores import class_sums, of_sums, predicted_classes
 
 NAMES = ("often", "rare", "rarest")
@@ -131,11 +131,28 @@ def test_a_rare_class_is_predicted_above_its_threshold_and_nowhere_else() -> Non
     assert (predicted_classes(logits) == logits.argmax(-1)).all()
 
 
+def test_thresholds_near_0_and_1_are_kept() -> None:
+    """A well-separated class has its threshold far below one half, or above it."""
+    metrics = ClassMetrics(labels=("many", "rare"))
+    source = np.random.default_rng(0)
+    for center in (-22.0, 22.0):
+        margins = center + source.normal(size=2000)
+        margins[:40] += 3.0
+        labels = (np.arange(2000) < 40).astype(np.int64)
+        logits = np.stack([-margins / 2, margins / 2], 1).astype(np.float32)
+        threshold = metrics.rare_threshold(logits, labels, 1, 0.7)
+        assert threshold is not None
+        stored = json.loads(json.dumps(threshold))
+        found = predicted_classes(torch.tensor(logits), (1, stored)).numpy() == 1
+        assert 20 <= found.sum() <= 60
+        assert labels[found].mean() >= 0.7
+
+
 def one_rare(folder: Path, every: int = 9) -> Path:
     source, rows = random.Random(0), []
     for number in range(360):
         label = "rare" if number % every == 0 else ("often", "more")[number % 2]
-        clear = label if source.random() < 0.8 else source.choice(("often", "rare"))
+        clear = label if source.random() < 0.95 else source.choice(("often", "rare"))
         rows.append({"text": f"{' '.join(source.choices(WORDS[3:], k=4))} {clear} {number}", "label": label})
     return write_jsonl(folder / "rows.jsonl", rows)
 
@@ -150,7 +167,7 @@ def test_a_threshold_of_a_rare_class_is_stored_reported_and_used(
     monkeypatch.setattr("hfstrat.tasks.verify.verify", lambda *args: UNVERIFIED)
     recipe = write_recipe(tmp_path, bodies(family), one_rare(tmp_path))
     more = [
-        "training.max_steps=30",
+        "training.max_steps=80",
         "model.dtype=float32",
         "evaluation.rare_class_precision=0.5",
         "training.learning_rate=3e-3",
@@ -171,6 +188,7 @@ def test_a_threshold_of_a_rare_class_is_stored_reported_and_used(
 
 WRONG = [
     ("evaluation.rare_class_precision=0.9", 2, "no class is rare: the fewest examples has"),
+    ("evaluation.rare_class_precision=0.9", 120, "rare has 3 training examples, of which 100% would choose the threshold"),
     ("evaluation.rare_class_precision=0.2", 9, "evaluation.rare_class_precision = 0.2: expected"),
 ]
 

@@ -120,18 +120,18 @@ def classifier_head(strategy: Head, base: Base, data: TrainData) -> tuple[TrainD
         layer, poolings = body.depth, (contrastive.pooling_of(strategy, base),)
         trained = contrastive.train_body(strategy, body, poolings[0], data, SEED)
         base.say(contrastive.line(trained))
+    exact = is_exact(strategy, config.num_labels * body.width, data.collate.views * len(data.train))
+    if data.collate.views > 1 and not exact:
+        raise UserError(
+            f"image.views: {data.collate.views}: a head on {data.collate.views * len(data.train):,} rows of features is not "
+            "solved in seconds; set strategy.solver: exact, or fewer views"
+        )
     pooled = pool_rows(body, data, config.num_labels, layer, poolings, SEED)
     shorten(base, body, pooled)
     by_transformers = reads_last and pooled.pooling in ("last", OWN) and strategy.head == "linear"
     bias = not by_transformers or final.bias is not None
     if not by_transformers:
         sentence_transformers.check_installed()
-    exact = is_exact(strategy, pooled)
-    if pooled.views > 1 and not exact:
-        raise UserError(
-            f"image.views: {pooled.views}: a head on {plural(len(pooled.train), 'row')} of features is not solved in seconds; "
-            "set strategy.solver: exact, or fewer views"
-        )
     width = pooled.train.shape[1]
     hidden = strategy.hidden_size if strategy.head == "mlp" else None
     scale = None if exact else Scale.of(pooled.train, centered=bias)
@@ -192,11 +192,11 @@ def facts(pooled: Pooled, exact: bool) -> dict[str, Any]:
     }
 
 
-def is_exact(strategy: Head, pooled: Pooled) -> bool:
+def is_exact(strategy: Head, weights: int, rows: int) -> bool:
+    """Whether a head of so many weights is solved on so many rows."""
     if strategy.head != "linear" or strategy.solver != "auto":
         return strategy.head == "linear" and strategy.solver == "exact"
-    weights = pooled.classes * pooled.train.shape[1]
-    return weights <= EXACT_WEIGHTS and weights * len(pooled.train) <= EXACT_PRODUCTS
+    return weights <= EXACT_WEIGHTS and weights * rows <= EXACT_PRODUCTS
 
 
 def solve_head(strategy: Head, base: Base, data: TrainData) -> TrainData:

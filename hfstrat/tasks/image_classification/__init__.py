@@ -212,5 +212,13 @@ def check_views(recipe: Recipe) -> None:
         return
     if not recipe.strategy.takes_views:
         raise UserError(f"{given}: they are for strategy head, and not for {recipe.strategy.name}; remove it")
+    if wanted.augmentation == "off":
+        raise UserError(
+            f"{given}: views are changes of the images, and augmentation is off; set augmentation: auto, or views: 1"
+        )
+    if wanted.changes._replace(mixup=0.0) == (1, False, 0, 0):
+        raise UserError(
+            f"{given}: without crop, flip and color all views of an image are the same; set one of them, or views: 1"
+        )
     if wanted.mixup:
         raise UserError(f"image.mixup: {wanted.mixup:g}: views are of one image each; set mixup: 0, or views: 1")

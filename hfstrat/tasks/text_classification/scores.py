@@ -223,7 +223,8 @@ def predicted_classes(logits: torch.Tensor, rare: tuple[int, float] | None = Non
     place, threshold = rare
     is_it = torch.arange(logits.shape[-1], device=logits.device) == place
     others = logits.masked_fill(is_it, float("-inf")).argmax(-1)
-    return torch.where(logits.float().softmax(-1)[:, place] > threshold, place, others)
+    exact = logits.double() if not logits.is_mps else logits.float()  # a threshold may be close to 0 or to 1
+    return torch.where(exact.softmax(-1)[:, place] > threshold, place, others)
 
 
 def class_sums(

@@ -59,7 +59,8 @@ def at_precision(chances: np.ndarray, true: np.ndarray, precision: float) -> flo
     order = np.argsort(-chances, kind="stable")
     ordered, hits = chances[order].astype(np.float64), np.cumsum(np.asarray(true, dtype=bool)[order])
     following = np.append(ordered[1:], 0.0)
-    allowed = np.flatnonzero((ordered > following) & (hits >= precision * np.arange(1, len(order) + 1)) & (hits > 0))
+    is_precise = hits >= precision * np.arange(1, len(order) + 1) - 1e-9  # of rounding
+    allowed = np.flatnonzero((ordered > following) & is_precise & (hits > 0))
     if not len(allowed):
         return None
     last = int(allowed[-1])
