@@ -293,10 +293,10 @@ def test_a_recipe_can_be_looked_at(recipe_of: Any, strategy: str, capsys: pytest
 
 
 def test_ten_thousand_classes_are_not_solved_in_float64() -> None:
-    features = torch.empty(10, 576)
-    assert not is_exact(Head(name="head"), SimpleNamespace(classes=10_000, train=features))  # type: ignore[arg-type]
-    assert is_exact(Head(name="head"), SimpleNamespace(classes=77, train=features))  # type: ignore[arg-type]
-    assert is_exact(Head(name="head", solver="exact"), SimpleNamespace(classes=10_000, train=features))  # type: ignore[arg-type]
+    assert not is_exact(Head(name="head"), 10_000 * 576, 10)
+    assert is_exact(Head(name="head"), 77 * 576, 10)
+    assert not is_exact(Head(name="head"), 77 * 576, 10**6)
+    assert is_exact(Head(name="head", solver="exact"), 10_000 * 576, 10)
 
 
 def test_an_lm_head_of_its_own(recipe: Any, models: Any, tmp_path: Path) -> None:
