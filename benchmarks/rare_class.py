@@ -8,8 +8,8 @@ models/dinov2-small-focus at 98 pixels; the layer is chosen by its probe. The he
 since the focal loss has no exact solution. Three seeds choose the horses. Metrics are of the rare class, with intervals over
 images; nothing is selected by the test images.
 
-`threshold` is a head that is solved exactly and predicts the class above the lowest probability that had a precision of 90 % out
-of fold on the training images (`evaluation.rare_class_precision`).
+`threshold` is a head that is solved exactly and predicts the class above the lowest probability that had a precision of 90 %
+out of fold on the training images (`evaluation.rare_class_precision`).
 
 Predicted before the first run: recall at a precision of 90 % about 15 % for all three, and not told apart with 36 horses, since
 weights move the threshold and hardly the order; balanced accuracy 60 % plain, 85 % balanced, 65 % focal. Before the first run
