@@ -66,6 +66,8 @@ def load_base(
             f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: {task.model.if_missing}"
         )
     own = main_dtype(loaded) if model.dtype == "auto" else compute
+    if own.itemsize == compute.itemsize == 2:
+        own = compute  # the result runs where it was trained: a CPU has no norms of float16 on inputs of bfloat16
     base = Base(loaded, task, model.name_or_path, model.revision, [], compute, own, new_head=new_head, head_modules=head)
     rows = _fit_vocabulary(base, model, tokenizer) if task.model.reads_tokens else 0
     base.pooling, base.new_modules = pooling, [one for one in head if any(name.startswith(f"{one}.") for name in new)]

@@ -247,7 +247,7 @@ def test_figures_in_tables_are_those_of_the_results_that_they_link_to(page: Path
         cells = "|".join(re.sub(r"\[[^]]*\]\([^)]*\)", "", line).split("|")[2:])
         figures = [text.replace(",", "") for text in NUMBER.findall(cells)] if names else []
         measured = [float(figure) for figure in figures if is_among(figure, known)]
-        ratios = {one / other for one in measured for other in measured if one != other}
+        ratios = {one / other for one in measured for other in measured if one != other and other}
         for figure in figures:
             assert is_among(figure, known) or is_among(figure, ratios), f"{line}: {figure}"
 

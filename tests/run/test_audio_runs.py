@@ -398,3 +398,17 @@ def test_the_equal_error_rate_is_where_the_curves_cross() -> None:
         expected = brentq(lambda x, curve=curve: 1 - x - np.interp(x, curve[0], curve[1]), 0, 1)
         assert found(counts)["eer"] == pytest.approx(expected, abs=1e-9)
     assert eer_of(marks, np.ones((300, 3)) / 3, 3)(np.ones(300)) == {}
+
+
+def test_a_checkpoint_in_float16_is_trained_where_bfloat16_is_computed(
+    model_of: Callable[..., Path], sounds: Path, tmp_path: Path
+) -> None:
+    """The result is in the type of the forward pass: torch has no norm of float16 on inputs that autocast made bfloat16."""
+    from transformers import AutoModel
+
+    folder = tmp_path / "float16"
+    AutoModel.from_pretrained(model_of("whisper"), dtype=torch.float16).save_pretrained(folder)
+    for name in ("preprocessor_config.json",):
+        (folder / name).write_bytes((model_of("whisper") / name).read_bytes())
+    _, report = trained(tmp_path, folder, sounds, "model.dtype=auto", "training.max_steps=2", strategy="full")
+    assert report["result"]["verified"]["bit_equal"]
