@@ -166,11 +166,14 @@ def with_tower(
     attention = 4.0 * pictures.patches_of_image * tower.width * tower.layers
     weights = sum(2.0 * prod(shape) for shape in tower.shapes.values() if len(shape) == 2)
     forward = pictures.mean_patches / max(1.0, tokens) * (weights + attention + tower.stem.operations)
-    forward += (
-        float(pictures.tokens.mean()) / max(1.0, tokens) * sum(2.0 * prod(s) for s in model.projector.values() if len(s) == 2)
-    )
-    block = block_of(model, description)
-    if block is None and (work.caches or caches(model, description, epochs, precompute)):
+    behind = float(pictures.tokens.mean()) / max(1.0, tokens)
+    behind *= sum(2.0 * prod(shape) for shape in model.projector.values() if len(shape) == 2)
+    block, moved = block_of(model, description), description.names | description.adapted
+    if work.caches:  # hidden states of the language model, behind both
+        return work._replace(once=work.once + forward + behind)
+    again = 1.0 + BACKWARD * bool(block is not None or moved & set(model.projector))
+    work = work._replace(training=work.training + again * behind, evaluation=work.evaluation + behind)
+    if block is None and caches(model, description, epochs, precompute):
         return work._replace(once=work.once + forward)
     passes = 1.0 if block is None else 1.0 + BACKWARD * (1.0 if block.trained else 0.5)
     return work._replace(training=work.training + passes * forward, evaluation=work.evaluation + forward)
