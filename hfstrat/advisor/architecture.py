@@ -322,6 +322,8 @@ def parameters_of(model: Model, task: Task, labels: int) -> tuple[Shapes, bool] 
     Args:
         labels: outputs of its head.
     """
+    if model.tower is not None:
+        return model.shapes | model.projector | model.tower.shapes, model.tied
     if not model.reads_files:
         return task.model.shapes(model.shapes, model.config, labels)
     stack = task.model.stack(model.name, model.checkpoint, model.config, labels)

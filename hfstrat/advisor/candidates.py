@@ -110,8 +110,6 @@ def _with_head(model: Model, data: Survey) -> tuple[Shapes, bool]:
         raise UserError(f"model: {model.family} is an encoder, not a causal LM")
     if not model.by_hand:
         task.model.check_architecture(model.name, model.config)
-    if model.tower is not None:
-        return towers.shapes_of(model), model.tied
     known = architecture.parameters_of(model, task, labels)
     return known or ({**model.shapes, "score.weight": (labels, model.width)}, False)
 

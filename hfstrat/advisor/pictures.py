@@ -79,11 +79,14 @@ class _Sample:
     unreadable: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
 class Found:
     """Rows of one source, of which a sample was looked at."""
 
-    def __init__(self, rows: int, kind: str, sample: _Sample, remarks: list[str]) -> None:
-        self.rows, self.kind, self.sample, self.remarks = rows, kind, sample, remarks
+    rows: int
+    kind: str
+    sample: _Sample
+    remarks: list[str]
 
     @property
     def lengths(self) -> np.ndarray:

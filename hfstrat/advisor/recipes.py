@@ -262,8 +262,6 @@ def candidate_of(recipe: Recipe) -> tuple[Candidate, Survey]:
         survey = survey_texts(recipe, model)
     plain = model.by_hand and not model.reads_files
     known = (model.shapes, model.tied) if plain else architecture.parameters_of(model, task, survey.outputs)
-    if model.tower is not None:
-        known = towers.shapes_of(model), model.tied
     if known is None:
         raise UserError(f"model.name_or_path: {recipe.model.name_or_path}: its parameter shapes are unknown without torch")
     section, built = strategy.model_dump(exclude_unset=True), strategies.build(strategy)

@@ -41,7 +41,7 @@ def read(model: Model) -> Model:
     parts: dict[str, Shapes] = {VISION: {}, PROJECTOR: {}, LANGUAGE: {}}
     for name, shape in model.shapes.items():
         parts[role_of(name, FAMILIES[family]) or LANGUAGE][name] = shape
-    tower, projector = _tower(model, family, parts[VISION]), {apart(name): shape for name, shape in parts[PROJECTOR].items()}
+    tower, projector = _tower(model, family, parts[VISION]), apart(parts[PROJECTOR])
     return replace(model, shapes=parts[LANGUAGE], tower=tower, projector=projector, family=family, config=model.whole)
 
 
@@ -67,7 +67,7 @@ def _tower(model: Model, family: str, shapes: Shapes) -> Model:
         head_width=width // heads,
         context=10**6,
         tied=False,
-        shapes=shapes,
+        shapes=apart(shapes),
         config=config,
         reads_files=not any("gate_proj" in name for name in shapes),  # the blocks of Qwen2.5-VL's tower are like Llama's
         stem=Stem(2.0 * prod(patches[0]), 2.0 * width),
@@ -85,23 +85,16 @@ def is_converted(model: Model) -> bool:
     return model.tower is not None and not all(name.startswith("model.") for name in model.tower.shapes)
 
 
-def apart(name: str) -> str:
-    """The name of a parameter beside the language model without a number of a block, which is about the blocks of that."""
-    return BLOCK.sub(lambda found: f".{found.group(0).strip('.').replace('.', '-')}.", name)
-
-
-def shapes_of(model: Model) -> Shapes:
-    """The parameters of all parts; those beside the language model as `apart` names them."""
-    if model.tower is None:
-        return model.shapes
-    return model.shapes | model.projector | {apart(name): shape for name, shape in model.tower.shapes.items()}
+def apart(shapes: Shapes) -> Shapes:
+    """Parameters beside the language model, their names without the number of a block, which is about the blocks of that."""
+    return {BLOCK.sub(lambda found: f".{found.group(0).strip('.').replace('.', '-')}.", name): shapes[name] for name in shapes}
 
 
 def describe(built: Strategy[Any], model: Model, shapes: Shapes, tied: bool) -> Description:
     """What a strategy trains, without the parts that it freezes.
 
     Args:
-        shapes: of the model with the head of the task; of a vision-language model those of `shapes_of`.
+        shapes: of the model with the head of the task, as of `architecture.parameters_of`.
     """
     found = built.describe(shapes, tied)
     if model.tower is None:
@@ -122,7 +115,7 @@ def describe(built: Strategy[Any], model: Model, shapes: Shapes, tied: bool) -> 
 def block_of(model: Model, description: Description) -> Block | None:
     """How the blocks of the tower take part in training; None where no gradient passes through them."""
     assert model.tower is not None
-    names = {apart(name) for name in model.tower.shapes}
+    names = set(model.tower.shapes)
     found = Block(bool(names & description.names), bool(names & description.adapted))
     return found if found.trained or found.adapted else None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfstrat.errors import UserError
-from hfstrat.tasks.rankings import RARE
+from hfstrat.tasks.rankings import rarest_of
 from hfstrat.tasks.text_classification.thresholds import FEW
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ def check_rare(recipe: Recipe, data: Any, share: float) -> None:
         raise UserError(
             f"{given}: it needs at least {LEAST_ROWS} training examples, and there are {len(data.train)}; remove it"
         )
-    rare = int(np.argmin(data.counts))
-    if data.counts[rare] >= RARE * max(data.counts):
+    if (rare := rarest_of(data.counts)) is None:
+        fewest = int(np.argmin(data.counts))
         raise UserError(
-            f"{given}: no class is rare: the fewest examples has {data.label_names[rare]}, {data.counts[rare]:,}, and the most "
-            f"frequent class {max(data.counts):,}; remove it"
+            f"{given}: no class is rare: the fewest examples has {data.label_names[fewest]}, {data.counts[fewest]:,}, and the "
+            f"most frequent class {max(data.counts):,}; remove it"
         )
     if round(share * data.counts[rare]) < FEW:
         raise UserError(

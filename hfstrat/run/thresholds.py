@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfstrat.evaluation.forward import Runner, Subject
+from hfstrat.tasks.rankings import rarest_of
 from hfstrat.tasks.text_classification.thresholds import KEY
 from hfstrat.trainer.train_data import multiple_for
 
@@ -41,7 +42,8 @@ def _choose_rare(job: Job, precision: float, outputs: np.ndarray, labels: np.nda
     """Store the threshold of the rarest class in the config of the result; whether there is one with this precision."""
     data: Any = job.data
     held_out = np.bincount(labels, minlength=len(data.counts)) if job.held_out is not None else 0
-    place = int(np.argmin(data.counts + held_out))  # as `held_out.check_rare` has found it
+    place = rarest_of(data.counts + held_out)
+    assert place is not None, "held_out.check_rare has found it"
     name, count = data.label_names[place], int((labels == place).sum())
     metrics: Any = job.task.metrics.for_data(data)
     threshold = metrics.rare_threshold(outputs, labels, place, precision)

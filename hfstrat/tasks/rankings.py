@@ -63,7 +63,11 @@ def rarest(true: np.ndarray) -> int | None:
     Args:
         true: whether a row has a class, `[rows, classes]`.
     """
-    support = true.sum(0)
+    return rarest_of(true.sum(0))
+
+
+def rarest_of(support: np.ndarray) -> int | None:
+    """The same by the number of rows of each class, `[classes]`."""
     if not len(support) or not (support > 0).any():
         return None
     place = int(np.argmin(np.where(support > 0, support, np.inf)))
