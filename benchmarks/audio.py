@@ -20,19 +20,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, train, write
 
 DATA = ROOT.parent / "shared" / "data" / "spoken_digits"
 MODEL = ROOT / "models" / "whisper-tiny-en"
@@ -99,23 +91,14 @@ def recipe_of(name: str, output: Path) -> dict[str, Any]:
 
 def measure(name: str) -> dict[str, Any]:
     """Train once, in a process of its own with an empty cache."""
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HFSTRAT_CACHE": f"{folder}/cache", "HF_HUB_OFFLINE": "1"}
-        file = Path(folder) / "recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe_of(name, Path(folder) / "run")))
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, time.monotonic()
-        words = [sys.executable, "-m", "hfstrat.train", str(file)]
-        ended = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            sys.exit(f"{name} failed: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
-        report = json.loads((Path(folder) / "run" / "report.json").read_text())
-    result = report["result"]
+    trained = train(name, recipe_of(name, WORK / "run"), WORK)
+    result = trained.report["result"]
     measured = result["measured"]["evaluation rows"]
     return {
         **{metric: measured["after"][metric] for metric in ("accuracy", "macro_f1", "balanced_accuracy")},
         "rows": measured["rows"],
-        "total_seconds": time.monotonic() - started,
-        "cpu_seconds": resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before,
+        "total_seconds": trained.seconds,
+        "cpu_seconds": trained.cpu_seconds,
         "train_seconds": result["train_seconds"],
         "steps": result["steps"],
         "peak_memory_bytes": result["peak_memory_bytes"],

@@ -15,18 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, train, write
 
 DATA = ROOT.parent / "shared" / "data" / "blood_cells"
 BACKBONE = ROOT / "models" / "dinov2-small-focus"
@@ -53,42 +47,32 @@ def model_of(run: dict[str, Any]) -> Path:
 def measure(name: str, minutes: float, size: int) -> dict[str, Any]:
     """Train once, in a process of its own."""
     run = RUNS[name]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HFSTRAT_CACHE": str(WORK / "cache"), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        recipe = {
-            "task": "object-detection",
-            "model": str(model_of(run)),
-            "strategy": run["strategy"],
-            "data": {"train": str(DATA / "train.zip"), "eval": str(DATA / "test.zip"), "class_names": CLASSES},
-            "image": {"image_size": size},
-            "training": {
-                "max_time": f"{round(60 * minutes)}s",
-                "learning_rate": run["learning_rate"],
-                "global_batch_size": 4,
-                "eval_steps": 1.0,
-                "load_best_model_at_end": False,
-                "logging_steps": 20,
-            },
-            "evaluation": {"samples": 0, "eval_on_start": False},
-            "output_dir": str(Path(folder) / "run"),
-        }
-        file = Path(folder) / "recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe))
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, time.monotonic()
-        words = [sys.executable, "-m", "hfstrat.train", str(file)]
-        ended = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            sys.exit(f"{name} failed: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
-        report = json.loads((Path(folder) / "run" / "report.json").read_text())
-    result = report["result"]
+    recipe = {
+        "task": "object-detection",
+        "model": str(model_of(run)),
+        "strategy": run["strategy"],
+        "data": {"train": str(DATA / "train.zip"), "eval": str(DATA / "test.zip"), "class_names": CLASSES},
+        "image": {"image_size": size},
+        "training": {
+            "max_time": f"{round(60 * minutes)}s",
+            "learning_rate": run["learning_rate"],
+            "global_batch_size": 4,
+            "eval_steps": 1.0,
+            "load_best_model_at_end": False,
+            "logging_steps": 20,
+        },
+        "evaluation": {"samples": 0, "eval_on_start": False},
+    }
+    trained = train(name, recipe, WORK, WORK / "cache")
+    result = trained.report["result"]
     rows = result["measured"]["evaluation rows"]
     return {
         **{metric: rows["after"][metric] for metric in METRICS if metric in rows["after"]},
         "rows": rows["rows"],
         "image_size": size,
         "minutes": minutes,
-        "total_seconds": time.monotonic() - started,
-        "cpu_seconds": resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before,
+        "total_seconds": trained.seconds,
+        "cpu_seconds": trained.cpu_seconds,
         "train_seconds": result["train_seconds"],
         "steps": result["steps"],
         "peak_memory_bytes": result["peak_memory_bytes"],

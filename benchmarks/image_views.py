@@ -15,21 +15,14 @@ often as there are views.
 from __future__ import annotations
 
 import json
-import os
 import random
-import resource
 import statistics
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.images import DATA, MODEL
-from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, train, write
 
 RESULT = RESULTS / "image_views.json"
 WORK = ROOT / "runs" / "benchmarks" / "image_views"
@@ -63,19 +56,10 @@ def measure(count: int, seed: int, views: int) -> dict[str, Any]:
         "evaluation": {"samples": 0, "max_rows": 1000, "eval_on_start": False, "baselines": False},
         "seed": seed,
     }
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        file = Path(folder) / "recipe.yaml"
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HFSTRAT_CACHE": f"{folder}/cache", "HF_HUB_OFFLINE": "1"}
-        file.write_text(yaml.safe_dump({**recipe, "output_dir": f"{folder}/run"}))
-        words = [sys.executable, "-m", "hfstrat.train", str(file)]
-        ended = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            sys.exit(f"{count}/{seed}/{views} failed: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
-        result = json.loads((Path(folder) / "run" / "report.json").read_text())["result"]
+    trained = train(f"{count}/{seed}/{views}", recipe, WORK)
+    result = trained.report["result"]
     entry = result["measured"]["evaluation rows"]["after"]
-    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    return {"accuracy": entry["accuracy"], "head": result["head"], "cpu_seconds": seconds}
+    return {"accuracy": entry["accuracy"], "head": result["head"], "cpu_seconds": trained.cpu_seconds}
 
 
 def lines_of(result: dict[str, Any]) -> list[str]:

@@ -21,19 +21,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, train, write
 
 DATA = ROOT.parent / "shared" / "data" / "cifar10_10k"
 MODEL = ROOT / "models" / "dinov2-small-focus"
@@ -110,25 +102,16 @@ def measure(name: str, done: dict[str, Any]) -> dict[str, Any]:
     """Train once, in a process of its own."""
     rows = name.rpartition("-")[2]
     cache = WORK / f"cache-{rows}"  # of the runs with these images, empty before the first of them
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HFSTRAT_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        file = Path(folder) / "recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe_of(name, done, Path(folder) / "run")))
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, time.monotonic()
-        words = [sys.executable, "-m", "hfstrat.train", str(file)]
-        ended = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            sys.exit(f"{name} failed: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
-        report = json.loads((Path(folder) / "run" / "report.json").read_text())
-    result = report["result"]
+    trained = train(name, recipe_of(name, done, WORK / "run"), WORK, cache)
+    result = trained.report["result"]
     entry = result["measured"]["evaluation rows"]["after"]
     return {
         "accuracy": entry["accuracy"],
         "macro_f1": entry["macro_f1"],
         "auroc": entry["auroc"],
         "rows": result["measured"]["evaluation rows"]["rows"],
-        "total_seconds": time.monotonic() - started,
-        "cpu_seconds": resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before,
+        "total_seconds": trained.seconds,
+        "cpu_seconds": trained.cpu_seconds,
         "setup_seconds": result["setup_seconds"],
         "train_seconds": result["train_seconds"],
         "steps": result["steps"],

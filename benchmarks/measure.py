@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -63,6 +67,37 @@ def speeds(results: list[dict[str, float]], ours: list[dict[str, float]]) -> lis
     """Cells of a table: the median of real tokens per second, all of them, and how many times faster `ours` is."""
     own, speed = (statistics.median(run["tokens_per_second"] for run in runs) for runs in (ours, results))
     return [f"{speed:.0f}", ", ".join(f"{run['tokens_per_second']:.0f}" for run in results), f"{own / speed:.2f}x"]
+
+
+class Trained(NamedTuple):
+    """The report of a run, and seconds of its complete command, and of processors."""
+
+    report: dict[str, Any]
+    seconds: float
+    cpu_seconds: float
+
+
+def train(name: str, recipe: dict[str, Any], work: Path, cache: Path | None = None, module: str = "hfstrat.train") -> Trained:
+    """Train a recipe in a process of its own on one thread, offline; its files are deleted. The process exits if it fails.
+
+    Args:
+        name: of the run, for the error.
+        recipe: without `output_dir`.
+        work: a folder for its files.
+        cache: the folder of the cache; by default an empty one.
+        module: `python -m` of the command, with its words, before the recipe.
+    """
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        file, output = Path(folder) / "recipe.yaml", Path(folder) / "run"
+        file.write_text(yaml.safe_dump({**recipe, "output_dir": str(output)}))
+        own = {"OMP_NUM_THREADS": "1", "HFSTRAT_CACHE": str(cache or f"{folder}/cache"), "HF_HUB_OFFLINE": "1"}
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, time.monotonic()
+        words = [sys.executable, "-m", *module.split(), str(file)]
+        ended = subprocess.run(words, env=os.environ | own, cwd=ROOT, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            sys.exit(f"{name} failed: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
+        seconds, used = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+        return Trained(json.loads((output / "report.json").read_text()), seconds, used)
 
 
 def machine() -> dict[str, Any]:

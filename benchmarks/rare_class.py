@@ -19,20 +19,13 @@ of threshold: precision 80 %, recall 20 %.
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
-import tempfile
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.images import DATA, MODEL
-from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, train, write
 
 RESULT = RESULTS / "rare_class.json"
 WORK = ROOT / "runs" / "benchmarks" / "rare_class"
@@ -75,18 +68,11 @@ def measure(way: str, seed: int) -> dict[str, Any]:
     if way == "threshold":
         recipe["evaluation"] |= {"rare_class_precision": PRECISION}
         recipe["strategy"] = {"name": "head"}  # whose held-out probabilities cost no training images
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HFSTRAT_CACHE": str(WORK / "cache"), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        file, started = Path(folder) / "recipe.yaml", time.monotonic()
-        file.write_text(yaml.safe_dump({**recipe, "output_dir": str(Path(folder) / "run")}))
-        words = [sys.executable, "-m", "hfstrat.train", str(file)]
-        ended = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            sys.exit(f"{way} failed: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
-        result = json.loads((Path(folder) / "run" / "report.json").read_text())["result"]
+    trained = train(way, recipe, WORK, WORK / "cache")
+    result = trained.report["result"]
     after = result["measured"]["evaluation rows"]["after"]
     label = next(row for row in result["evaluation"]["labels"] if row["label"] == RARE)
-    return {"metrics": {name: after[name] for name in METRICS}, "label": label, "seconds": time.monotonic() - started}
+    return {"metrics": {name: after[name] for name in METRICS}, "label": label, "seconds": trained.seconds}
 
 
 def lines_of(result: dict[str, Any]) -> list[str]:

@@ -16,19 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, train, write
 from hfstrat.advisor.hardware import import_bytes
 
 DATA = ROOT.parent / "shared" / "data" / "blood_cells"
@@ -193,25 +187,16 @@ def rows() -> Path:
 
 
 def measure(family: str, name: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        recipe = {
-            "task": "image-text-to-text",
-            "model": str(model_of(family)),
-            "strategy": RUNS[name],
-            "data": {"train": str(rows()), "max_length": 1024},
-            "training": {"max_steps": STEPS, "global_batch_size": BATCH, "learning_rate": 1e-4, "eval_steps": 1.0},
-            "evaluation": {"samples": 0, "eval_on_start": False, "control": "off", "max_rows": 8},
-            "output_dir": f"{folder}/run",
-        }
-        file = Path(folder) / "recipe.yaml"
-        file.write_text(yaml.safe_dump(recipe))
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HFSTRAT_CACHE": f"{folder}/cache", "HF_HUB_OFFLINE": "1"}
-        words = [sys.executable, "-m", "hfstrat", "train", str(file)]
-        ended = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            sys.exit(f"{family}/{name} failed: {ended.stdout[-1000:]}{ended.stderr[-2000:]}")
-        report = json.loads((Path(folder) / "run" / "report.json").read_text())
-    result, predicted = report["result"], report["result"]["predicted"]
+    recipe = {
+        "task": "image-text-to-text",
+        "model": str(model_of(family)),
+        "strategy": RUNS[name],
+        "data": {"train": str(rows()), "max_length": 1024},
+        "training": {"max_steps": STEPS, "global_batch_size": BATCH, "learning_rate": 1e-4, "eval_steps": 1.0},
+        "evaluation": {"samples": 0, "eval_on_start": False, "control": "off", "max_rows": 8},
+    }
+    result = train(f"{family}/{name}", recipe, WORK, module="hfstrat train").report["result"]
+    predicted = result["predicted"]
     return {
         "predicted": {key: predicted.get(key) for key in ("memory_bytes", "reason")},
         "peak_memory_bytes": result["peak_memory_bytes"],
